@@ -222,6 +222,8 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), Failure> {
         return nodes::run(args, length);
     }
     gateway.also(&["--group-sends-per-sec", SENDS_PER_SEC, "--group-member-sends-per-sec", SENDS_PER_SEC]);
+    // Each cast is awaited, so there is never anything to gather, only to wait for.
+    gateway.also(&["--room-gather-ms", "0", "--room-frames-per-sec", "0"]);
     let shares = args.cores.shares_of(&mut gateway, args.members)?;
     let (taking_part, skipped) = others(args, args.cores.shared_cores.is_none())?;
     let own = || env!("CARGO_PKG_VERSION").to_owned();

@@ -17,7 +17,7 @@ use trunkline_gateway::config::{
 use trunkline_gateway::dev_cert;
 use trunkline_gateway::doctor::{self, Outcome, Status, apply, resolve_goal, rollback};
 use trunkline_gateway::startup::StartupError;
-use trunkline_gateway::store::{Tool, ToolError, open, redis_settings, store_limits};
+use trunkline_gateway::store::{Tool, ToolError, has_groups, open, open_groups, redis_settings, store_limits};
 use trunkline_router::http::{NewKey, Scope};
 use trunkline_router::log;
 use trunkline_store::Store;
@@ -145,12 +145,16 @@ fn store(action: StoreAction, config: &Config) -> Result<(), Failure> {
         StorePlace::Redis(sync) => return store_in_redis(action, config, of_store, *sync),
     };
     let limits = store_limits(of_store, config.limits());
+    // An export of a store without groups does not make any.
+    let with_groups = action == StoreAction::Import || (action == StoreAction::Export && has_groups(folder));
+    let open_groups = || open_groups(folder, of_store, config.limits());
     let of_store = |error: io::Error| Failure::Other(format!("the store in {}: {error}", folder.display()));
     if action != StoreAction::Import && !folder.is_dir() {
         // To open it would make an empty one.
         return Err(of_store(io::ErrorKind::NotFound.into()));
     }
     let mut store = open(folder, limits)?;
+    let mut groups = with_groups.then(open_groups).transpose()?;
     match action {
         StoreAction::Check => {
             let checked = store.check().map_err(of_store)?;
@@ -162,14 +166,20 @@ fn store(action: StoreAction, config: &Config) -> Result<(), Failure> {
         StoreAction::Export => {
             let mut out = io::BufWriter::new(io::stdout().lock());
             store.export(&mut out).map_err(of_store)?;
+            if let Some(groups) = &mut groups {
+                groups.export(&mut out).map_err(of_store)?;
+            }
             out.flush()?;
         }
         StoreAction::Import => {
-            let imported = store.import(&mut io::stdin().lock()).map_err(of_store)?;
+            let imported = store.import_with(groups.as_mut(), &mut io::stdin().lock()).map_err(of_store)?;
             print(&format!("{}\n", serde_json::to_string_pretty(&imported).map_err(io::Error::from)?))?;
         }
     }
     store.close();
+    if let Some(groups) = groups {
+        groups.into_logs().close();
+    }
     Ok(())
 }
 

@@ -5,7 +5,8 @@ use crate::broadcast::BROADCASTS_MAX;
 use crate::desk::PAGES_MAX;
 use crate::events::{AGE_MS_MAX, GOING_MAX, HELD_MAX, KEPT_MS, PORTAL_BYTES as EVENT_PORTAL_BYTES, log_bytes_max};
 use crate::limits::{
-    ATTENTION_WAITING_MAX, DUPLICATES_MAX, KICKS_MAX, LOG_LOOKS_MAX, Limits, ROOM_JOINS_WAITING_MAX, STORE_ANSWER_MS,
+    ATTENTION_WAITING_MAX, DUPLICATES_MAX, KICKS_MAX, LOG_LOOKS_MAX, Limits, ROOM_GATHER_BYTES_MAX,
+    ROOM_JOINS_WAITING_MAX, STORE_ANSWER_MS,
 };
 use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
@@ -253,7 +254,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 108] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 110] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -320,6 +321,8 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 108] {
         ("room_joins_waiting", ROOM_JOINS_WAITING_MAX as u64),
         ("group_attention_waiting", ATTENTION_WAITING_MAX as u64),
         ("group_passive_above", limits.groups.passive_above),
+        ("room_gather_bytes", ROOM_GATHER_BYTES_MAX as u64),
+        ("room_frames_per_sec", limits.groups.room_frames_per_sec.into()),
         ("group_queue_bytes", limits.groups.queue_bytes_max as u64),
         ("send_users", limits.send.users_max.into()),
         ("send_bytes", limits.send.bytes_max as u64),

@@ -84,6 +84,11 @@ fn wall_clock() -> Clock {
     Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64)
 }
 
+/// Whether anything is kept of groups in the folder of a store.
+pub fn has_groups(data_dir: &Path) -> bool {
+    data_dir.join(GROUPS_FOLDER).is_dir()
+}
+
 /// Opens what is kept of groups, in a folder of its own within that of the store.
 ///
 /// # Errors

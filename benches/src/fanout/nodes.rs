@@ -52,6 +52,8 @@ pub(super) fn run(args: &FanoutArgs, length: Duration) -> Result<(), Failure> {
     }
     let mut gateway = args.gateway.clone();
     gateway.also(&["--group-sends-per-sec", SENDS_PER_SEC, "--group-member-sends-per-sec", SENDS_PER_SEC]);
+    // Each cast is awaited, so there is never anything to gather, only to wait for.
+    gateway.also(&["--room-gather-ms", "0", "--room-frames-per-sec", "0"]);
     let several = Site::start(&args.nodes, &gateway, args.members, &[])?;
     let one = gateway.start_on(args.members, &[SERVER_CORE]).map(Site::alone)?;
     let mut sites = [("one node", one), ("nodes", several)];

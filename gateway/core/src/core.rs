@@ -139,6 +139,8 @@ pub struct Core<I: Io> {
     blocked: bool,
     /// Input, or mail, waits for its turn: the next one must not wait.
     behind: bool,
+    /// A pause of the ring is asked for, behind which frames for live rooms go that are gathered.
+    pausing: bool,
     only_waits: bool,
 }
 
@@ -170,6 +172,7 @@ impl<I: Io> Core<I> {
             gives_back_on: false,
             blocked: false,
             behind: false,
+            pausing: false,
             only_waits: false,
         };
         core.drive_accepts();
@@ -234,7 +237,16 @@ impl<I: Io> Core<I> {
         let walks = self.shard.walk_on();
         self.shard.look_at_settling();
         self.shard.redeliver_where_room();
+        // The time of some may have come, which is to be followed by a turn as all else that queues operations.
+        let walked = self.shard.has_frames_for_groups();
         let fans_out = self.shard.walk_groups() | self.shard.walk_broadcasts();
+        // One that is asked for is over before any that would be asked for now.
+        if !self.pausing
+            && let Some(ms) = self.shard.gathered_in_ms()
+        {
+            self.pausing = true;
+            self.io.pause(ms);
+        }
         self.flush();
         self.post();
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
@@ -244,6 +256,7 @@ impl<I: Io> Core<I> {
         let brought = brought || self.shard.has_verdicts();
         self.behind = self.shard.outgoing.own().len() > 0 || behind || fans_out || brought;
         let asked = shook
+            || walked
             || letters > 0
             || requests + pushes + verdicts > 0
             || begins_to_leave
@@ -334,6 +347,7 @@ impl<I: Io> Core<I> {
             Completion::Dialed { token, result } if token & SERVER_DIAL != 0 => self.on_server_dialed(token, result),
             Completion::Dialed { token, result } => self.on_dialed(token, result),
             Completion::Tick => self.io.tick_after(TICK_MS as u32),
+            Completion::Paused => self.pausing = false,
             Completion::Wake => {}
         }
     }

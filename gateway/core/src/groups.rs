@@ -15,6 +15,7 @@
 //! | `interest` | in a cluster: groups and live rooms of which this node has sessions and another node is the home |
 //! | `joins` | joins of live rooms that are not answered |
 //! | `behind` | sessions that were not given something, and are told so |
+//! | `budget` | what sessions are given of live rooms in a second |
 //! | `mail` | what shards say to each other about groups |
 //! | `ask` | in a cluster: what is asked of the home of a durable group, as bytes |
 //! | `away` | such questions under way, and what a home owes to other nodes |
@@ -26,6 +27,7 @@ pub(crate) mod ask;
 pub(crate) mod asked;
 pub(crate) mod away;
 pub(crate) mod behind;
+pub(crate) mod budget;
 pub(crate) mod home;
 pub(crate) mod interest;
 pub(crate) mod joins;
@@ -35,6 +37,7 @@ pub(crate) mod part;
 use crate::limits::ATTENTION_WAITING_MAX;
 use away::Away;
 use behind::Behind;
+use budget::RoomBudget;
 use hashbrown::HashMap;
 use home::Homes;
 use interest::Interests;
@@ -124,6 +127,7 @@ pub(crate) struct Groups {
     pub(crate) homes: Homes,
     pub(crate) interests: Interests,
     pub(crate) behind: Behind,
+    pub(crate) budget: RoomBudget,
     pub(crate) joins: Joins,
     pub(crate) asking: HashMap<u64, Asking>,
     /// Sessions whose groups the store could not be asked for: connection, user, and what its LOGIN says it has.
@@ -136,6 +140,8 @@ pub(crate) struct Groups {
     pub(crate) look_again: Option<u32>,
     /// And all of them once more behind that.
     pub(crate) look_once_more: bool,
+    /// When sessions of all nodes are to ask again, because it is not known what has become of a membership.
+    pub(crate) unknown_due: Option<u32>,
     /// Messages that the store has not answered, the oldest first: since when, and as what they were asked.
     pub(crate) unanswered: VecDeque<(u32, u64)>,
 }

@@ -228,6 +228,8 @@ pub const REPLAY_WINDOW: u32 = 256;
 pub const REPLAY_WINDOW_MAX: u32 = 1_024;
 /// Joins of live rooms that wait at a shard for the room's home on another node; a further one gets ERROR 14.
 pub const ROOM_JOINS_WAITING_MAX: usize = 16_384;
+/// Bytes of messages to one live room that are gathered at a shard; beyond it they go at once.
+pub const ROOM_GATHER_BYTES_MAX: usize = 16 << 10;
 /// Sessions of a user that wait to pay attention to a group until the store has told the user's groups; a further one
 /// gets ERROR 14.
 pub const ATTENTION_WAITING_MAX: usize = 256;
@@ -282,6 +284,8 @@ impl Limits {
         self.groups.sends_per_sec = newer.groups.sends_per_sec;
         self.groups.member_sends_per_sec = newer.groups.member_sends_per_sec;
         self.groups.passive_above = newer.groups.passive_above;
+        self.groups.room_gather_ms = newer.groups.room_gather_ms;
+        self.groups.room_frames_per_sec = newer.groups.room_frames_per_sec;
     }
 
     /// The limits of each shard when `accepting` of `shards` shards accept for all: those share what all may accept.

@@ -398,6 +398,8 @@ shard_stats! {
     limit_group_member_sends: Counter "trunkline_limit_hits_total" "limit=\"group_member_sends_per_sec\"" "How often each limit was hit.";
     limit_group_joins: Counter "trunkline_limit_hits_total" "limit=\"room_joins_waiting\"" "How often each limit was hit.";
     limit_group_wishes: Counter "trunkline_limit_hits_total" "limit=\"group_attention_waiting\"" "How often each limit was hit.";
+    limit_room_gather: Counter "trunkline_limit_hits_total" "limit=\"room_gather_bytes\"" "How often each limit was hit.";
+    limit_room_frames: Counter "trunkline_limit_hits_total" "limit=\"room_frames_per_sec\"" "How often each limit was hit.";
     limit_group_queue: Counter "trunkline_limit_hits_total" "limit=\"group_queue_bytes\"" "How often each limit was hit.";
     limit_watches_session: Counter "trunkline_limit_hits_total" "limit=\"watches_per_session\"" "How often each limit was hit.";
     limit_watch_bytes: Counter "trunkline_limit_hits_total" "limit=\"watch_bytes\"" "How often each limit was hit.";
@@ -486,7 +488,9 @@ shard_stats! {
     group_rate_limited: Counter "trunkline_group_messages_total" "outcome=\"rate_limited\"" "Messages to groups, by what became of them.";
     group_encoded: Counter "trunkline_group_messages_encoded_total" "" "Messages to groups encoded for the sessions of a shard: once for each shard that has some.";
     group_deliveries: Counter "trunkline_group_deliveries_total" "" "Copies of messages to groups queued for sessions.";
-    group_copies_dropped: Counter "trunkline_group_copies_dropped_total" "" "Copies of messages to groups for which a session's outbox had no room; it is told by HEADS.";
+    group_copies_dropped: Counter "trunkline_group_copies_dropped_total" "" "Copies of messages to groups for which a session's outbox had no room, or its budget of messages of live rooms; it is told by HEADS.";
+    room_walks: Counter "trunkline_room_walks_total" "" "Times that messages to a live room went to its sessions of a shard: each session got one send.";
+    room_frames_walked: Counter "trunkline_room_messages_walked_total" "" "Messages to live rooms that went to their sessions of a shard: several at a time where a room is busy.";
     group_gaps: Counter "trunkline_group_gaps_total" "" "Times a shard saw that it had not got a message to a group; its sessions are told by HEADS.";
     group_replays: Counter "trunkline_group_replays_total" "" "Messages of groups given out for SYNC.";
     group_joins: Counter "trunkline_group_joins_total" "" "Joins of groups and rooms that took effect.";

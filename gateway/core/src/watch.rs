@@ -11,11 +11,14 @@
 //! | `watchers` | users to sessions and back; what each session is still to be told |
 //! | `homes` | users to shards; which change is due when |
 //! | `table` | users by number and by place, for both |
+//! | `lists`, `class_lists` | what there is for each user besides: sessions, and classes of devices |
 //! | `mail` | what shards of a node say to each other about it |
 //!
 //! `core/watch.rs` brings them together with frames, presence, mailboxes and other nodes.
 
+mod class_lists;
 pub(crate) mod homes;
+mod lists;
 pub(crate) mod mail;
 mod table;
 pub(crate) mod watchers;

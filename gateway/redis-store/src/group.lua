@@ -141,9 +141,10 @@ local function why_not(user)
   if tonumber(of.muted) > math.floor(now / 1000) or (settings.muted and of.role == '0') then return 'muted' end
 end
 
--- `retry`: the position up to which nothing is looked for; empty if the message was never stored.
+-- `retry`: the position up to which nothing is looked for; empty if the message was never stored. Without a user it is
+-- one of another store.
 local function append(view, proposed, retry, user, message)
-  local denial = why_not(user)
+  local denial = user and why_not(user)
   if denial then return { 'denied', denial } end
   if retry ~= '' then
     local looked, upper = 0, '+'
@@ -283,6 +284,16 @@ while at <= #ARGV do
   if what == 'append' then
     local view, proposed, retry, user = tonumber(word()), word(), word(), word()
     answer = append(view, proposed, retry, user, word())
+  elseif what == 'import' then
+    local proposed, message = word(), word()
+    answer = settings and append(0, proposed, '0-0', nil, message) or { 'denied', 'no_group' }
+  elseif what == 'floor' then
+    -- Of a group that is imported: what is gone where it comes from is gone here.
+    local upto = word()
+    if settings and redis.call('XLEN', S) == 0 and above(upto, meta.floor) then
+      set('floor', upto)
+      if above(upto, meta.last) then set('last', upto) end
+    end
   elseif what == 'admit' then
     local denial = why_not(word())
     answer = denial and { 'denied', denial } or { 'admitted', redis.call('HLEN', M) }

@@ -5,7 +5,7 @@ use crate::script::{bit, id, list, message, record, stamp};
 use trunkline_router::redis::Value;
 use trunkline_store::{
     GroupAsk, GroupDenial, GroupInfo, GroupReply, GroupSettings, JoinRule, Limits, Member, MemberInfo, Membership,
-    Page, Refusal, Reply, Role, stamp_at, stamp_ms,
+    Page, Record, Refusal, Reply, Role, stamp_at, stamp_ms,
 };
 
 /// Source of what is done to a group.
@@ -105,6 +105,11 @@ pub(crate) fn put(args: &mut Vec<Value>, ask: &GroupAsk, view: u64, limits: &Lim
         // What one user is in the group.
         GroupAsk::Of { user } => args.extend(["look".into(), digits(*user)]),
     }
+}
+
+/// Adds a message of another store, whose sender need not be a member any more.
+pub(crate) fn put_import(args: &mut Vec<Value>, of_store: &Record) {
+    args.extend(["import".into(), id(of_store.stamp).into(), message(of_store)[..].into()]);
 }
 
 /// What a call came to.

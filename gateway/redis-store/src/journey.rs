@@ -7,7 +7,7 @@
 //! written since. What a crash or a lost answer leaves in the list too much is taken out when the user logs in, unless
 //! it is so young that a join may be under way.
 
-use crate::{GroupBounds, group};
+use crate::{GroupBounds, Settings, group};
 use std::sync::Arc;
 use trunkline_router::redis::{Batches, Call, Program, StoreSync, Value};
 use trunkline_store::{Clock, GroupAsk, GroupDenial, GroupReply, Limits, Membership, Refusal, Reply};
@@ -34,11 +34,37 @@ enum Stop {
     Denied(GroupDenial),
 }
 
+impl std::fmt::Debug for Road {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Road").field("bounds", &self.bounds).finish_non_exhaustive()
+    }
+}
+
 impl Road {
+    /// A way by those connections.
+    pub(crate) fn new(batches: Arc<Batches>, settings: &Settings) -> Self {
+        Road {
+            batches,
+            of_group: Program::new(group::SOURCE),
+            of_user: Program::new(group::OF_USER_SOURCE),
+            limits: settings.limits.clone(),
+            bounds: settings.groups,
+            clock: settings.clock.clone(),
+        }
+    }
+
     /// A call about a group: each request with the view of who asks.
     pub(crate) fn group_call<'a>(&self, group: u64, asks: impl Iterator<Item = (u64, &'a GroupAsk)>) -> Call {
         let mut args = group::preamble(&self.limits, &self.bounds, (self.clock)());
         asks.for_each(|(view, ask)| group::put(&mut args, ask, view, &self.limits));
+        let keys = group::keys(group);
+        self.batches.call_of(&self.of_group, keys.each_ref().map(String::as_str), args)
+    }
+
+    /// A call about a group with requests that are words already.
+    pub(crate) fn words_call(&self, group: u64, words: Vec<Value>) -> Call {
+        let mut args = group::preamble(&self.limits, &self.bounds, (self.clock)());
+        args.extend(words);
         let keys = group::keys(group);
         self.batches.call_of(&self.of_group, keys.each_ref().map(String::as_str), args)
     }

@@ -11,7 +11,7 @@
 //! | `journey` | joins, leaves and the groups of a user, which are in two hash slots |
 //! | `lanes` | what waits for each server, in batches by user |
 //! | `work` | the thread: mail, batches under way, what is tried again |
-//! | `tools` | an operator's export and import |
+//! | `tools`, `group_tools` | an operator's export and import |
 //!
 //! What came for a user is one call of the script, what came for a server is one pipeline with one WAIT behind it.
 //! While that is under way the next batch gathers; so an idle store answers at once and a busy one in large batches.
@@ -22,6 +22,7 @@
 //! may be in the log all the same; who asks again says `retry`.
 
 mod group;
+mod group_tools;
 mod journey;
 mod lanes;
 mod script;

@@ -1,11 +1,13 @@
 //! What an operator does with the store: a copy of everything, and its way back.
 
 use crate::Settings;
+use crate::journey::Road;
 use crate::script;
 use std::fmt;
 use std::io::{self, BufRead, Write};
+use std::sync::Arc;
 use trunkline_router::redis::{Batches, Call, PlaneError, StoreSync, Value};
-use trunkline_store::{Checked, CopyLine, Imported, Page, Record, Reply, Request, UserCopy};
+use trunkline_store::{Checked, CopyLine, GroupCopy, Imported, Page, Record, Reply, Request, UserCopy};
 
 /// Messages that are read or written at a time.
 const PAGE: usize = 256;
@@ -13,9 +15,11 @@ const PAGE: usize = 256;
 /// The store, for those who do not serve.
 #[derive(Debug)]
 pub struct Tool {
-    batches: Batches,
-    settings: Settings,
-    sync: StoreSync,
+    pub(crate) batches: Arc<Batches>,
+    pub(crate) settings: Settings,
+    pub(crate) sync: StoreSync,
+    /// What is asked of groups.
+    pub(crate) road: Road,
 }
 
 /// Why it did not work.
@@ -25,6 +29,8 @@ pub enum ToolError {
     Redis(PlaneError),
     /// An answer, or something that is stored, makes no sense.
     Garbage(u64),
+    /// The same of a group.
+    Group(u64),
     /// Too few replicas have what was written.
     Unconfirmed,
     /// What is read or written cannot be.
@@ -36,6 +42,7 @@ impl fmt::Display for ToolError {
         match self {
             ToolError::Redis(error) => write!(f, "{error}"),
             ToolError::Garbage(user) => write!(f, "what Redis has of user {user} makes no sense"),
+            ToolError::Group(group) => write!(f, "what Redis has of group {group} makes no sense"),
             ToolError::Io(error) => write!(f, "{error}"),
             ToolError::Unconfirmed => write!(f, "too few replicas have what was written: try again when they are well"),
         }
@@ -85,7 +92,8 @@ impl Tool {
         Ok(checked)
     }
 
-    /// Writes everything as lines of JSON: for each user one with floor and devices, then its messages.
+    /// Writes everything as lines of JSON: for each user one with floor and devices, then its messages; then for each
+    /// group one with its settings, its messages and its members.
     ///
     /// # Errors
     /// When Redis does not work, and those of `out`.
@@ -94,6 +102,7 @@ impl Tool {
             CopyLine::User(self.state(user).await?).write(out)?;
             self.each(user, |record| Ok(CopyLine::Message(user, record).write(out)?)).await?;
         }
+        self.export_groups(|line| Ok(line.write(out)?)).await?;
         Ok(out.flush()?)
     }
 
@@ -120,17 +129,31 @@ impl Tool {
         let mut imported = Imported::default();
         let mut batch: Vec<Request> = Vec::new();
         let mut of = 0;
+        // Messages of one group, as those of one user.
+        let (mut records, mut of_group) = (Vec::new(), 0);
         for (at, line) in input.lines().enumerate() {
             let line = CopyLine::read(&line?, at + 1)?;
             let user = match &line {
                 CopyLine::User(copy) => copy.user,
                 CopyLine::Message(user, _) => *user,
+                CopyLine::Group(..) => 0,
             };
             if user != of || batch.len() >= PAGE {
                 self.import_batch(of, &mut batch, &mut imported).await?;
                 of = user;
             }
+            let group = match &line {
+                CopyLine::Group(group, GroupCopy::Message(_)) => *group,
+                _ => 0,
+            };
+            if group != of_group || records.len() >= PAGE {
+                self.import_of_group(of_group, &records, &mut imported).await?;
+                records.clear();
+                of_group = group;
+            }
             match line {
+                CopyLine::Group(_, GroupCopy::Message(record)) => records.push(record),
+                CopyLine::Group(group, copy) => self.import_group(group, copy, &mut imported).await?,
                 CopyLine::User(copy) => imported.users += u64::from(self.adopt(&copy).await?),
                 CopyLine::Message(user, record) => {
                     batch.push(Request::Append { user, record, retry: Some(0), token: 0 });
@@ -138,6 +161,7 @@ impl Tool {
             }
         }
         self.import_batch(of, &mut batch, &mut imported).await?;
+        self.import_of_group(of_group, &records, &mut imported).await?;
         Ok(imported)
     }
 
@@ -166,10 +190,12 @@ impl Tool {
     /// # Errors
     /// When Redis is not there.
     pub async fn connect(settings: Settings) -> Result<Self, ToolError> {
-        let batches = Batches::unconnected(&settings.redis, script::SOURCE, settings.sync == Some(StoreSync::Aof));
+        let slow = settings.sync == Some(StoreSync::Aof);
+        let batches = Arc::new(Batches::unconnected(&settings.redis, script::SOURCE, slow));
         batches.try_connect().await?;
         let least = if batches.fewest_replicas() == 0 { StoreSync::Master } else { StoreSync::Replica };
-        Ok(Tool { sync: settings.sync.unwrap_or(least), settings, batches })
+        let road = Road::new(batches.clone(), &settings);
+        Ok(Tool { sync: settings.sync.unwrap_or(least), settings, batches, road })
     }
 
     /// Users of whom anything is known, in the order of their ids.

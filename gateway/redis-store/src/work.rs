@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
-use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, Program, StoreSync, Value};
+use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, StoreSync, Value};
 use trunkline_store::{Answer, GroupAsk, GroupReply, Refusal, Reply, Request, Source, Stats, StoreMail};
 
 /// Requests and bytes taken out of the mailbox at a time.
@@ -83,14 +83,7 @@ impl Work {
     pub(crate) fn new(settings: Settings, mail: Arc<StoreMail>, stats: Arc<Stats>, answers: Answers) -> Self {
         let slow = settings.sync == Some(StoreSync::Aof);
         let batches = Arc::new(Batches::unconnected(&settings.redis, script::SOURCE, slow));
-        let road = Arc::new(Road {
-            batches: batches.clone(),
-            of_group: Program::new(group::SOURCE),
-            of_user: Program::new(group::OF_USER_SOURCE),
-            limits: settings.limits.clone(),
-            bounds: settings.groups,
-            clock: settings.clock.clone(),
-        });
+        let road = Arc::new(Road::new(batches.clone(), &settings));
         Work {
             sync: settings.sync.unwrap_or(StoreSync::Replica),
             settings,

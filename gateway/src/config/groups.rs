@@ -9,6 +9,10 @@ const GIB: u64 = 1 << 30;
 const AGE_SECS_MAX: u64 = 10 * 365 * 24 * 3_600;
 /// Most messages in a second that a limit may be.
 const RATE_MAX: u64 = 1_000_000;
+/// Longest time for which messages of a live room are gathered, in milliseconds.
+const ROOM_GATHER_MS_MAX: u64 = 1_000;
+/// Most messages of live rooms that a session may be given in a second: what a count of two bytes holds.
+const ROOM_FRAMES_MAX: u64 = u16::MAX as u64;
 /// Memberships at the least and at the most.
 pub(super) const MEMBERSHIPS_LEAST: u64 = 1_000;
 pub(super) const MEMBERSHIPS_MOST: u64 = 1_000_000_000;
@@ -31,5 +35,8 @@ pub(super) fn group_limits(all: &Settings, frame_bytes_max: u64, judge: &Judge) 
         passive_above: judge.count("group_passive_above", known(all.group_passive_above), 0..=100_000_000)?,
         queue_bytes_max: judge.size("group_queue_bytes_max", known(all.group_queue_bytes_max), frame_bytes_max..=GIB)?
             as usize,
+        room_gather_ms: judge.count("room_gather_ms", known(all.room_gather_ms), 0..=ROOM_GATHER_MS_MAX)?,
+        room_frames_per_sec: judge.count("room_frames_per_sec", known(all.room_frames_per_sec), 0..=ROOM_FRAMES_MAX)?
+            as u16,
     })
 }

@@ -531,6 +531,13 @@ settings! {
     /// they pay attention (GROUP_JOIN with aux 1). With a tenth fewer members it is not large any more. In a cluster
     /// the setting of the node counts that is the home of the group.
     @reloadable group_passive_above: [u64] "N" "TRUNKLINE_GROUP_PASSIVE_ABOVE" Fixed("10000");
+    /// Milliseconds for which messages of a live room are gathered after some have gone to its sessions, so that a busy
+    /// room costs fewer sends, up to 1000; 0: they go at once. In a room that was quiet for as long a message goes at
+    /// once in any case.
+    @reloadable room_gather_ms: [u64] "MS" "TRUNKLINE_ROOM_GATHER_MS" Fixed("20");
+    /// Messages of live rooms that a session is given in a second, of all its rooms together, up to 65535; 0 is off.
+    /// When hit: the others of that second are left out, which the session sees by their numbers.
+    @reloadable room_frames_per_sec: [u64] "N" "TRUNKLINE_ROOM_FRAMES_PER_SEC" Fixed("1000");
     /// Bytes of frames on their way through the members of groups, for each shard, from one frame to 1GiB. When hit:
     /// members are told that there is something to ask for.
     group_queue_bytes_max: [Size] "SIZE" "TRUNKLINE_GROUP_QUEUE_BYTES_MAX" Computed("a 128th of memory_max, 256MiB at most, shared by all shards, 4MiB each at most, two frames at least");

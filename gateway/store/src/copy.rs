@@ -1,6 +1,8 @@
 //! The lines of an export, whichever store it is of: JSON, for each user one with floor and devices, then its messages.
+//! Those of groups are in `group_copy`.
 
 use crate::Record;
+use crate::group_copy::{GroupCopy, GroupLine};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,8 @@ pub enum CopyLine {
     User(UserCopy),
     /// A message of a user.
     Message(u64, Record),
+    /// Something of a group.
+    Group(u64, GroupCopy),
 }
 
 /// Numbers that may be larger than 2^53 are strings, as in the HTTP interface.
@@ -32,6 +36,7 @@ pub enum CopyLine {
 enum Line {
     Message(MessageLine),
     User(UserLine),
+    Group(GroupLine),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -78,6 +83,7 @@ impl CopyLine {
                 let devices = devices.iter().map(device).collect();
                 Line::User(UserLine { user: user.to_string(), floor: floor.to_string(), devices })
             }
+            CopyLine::Group(group, copy) => Line::Group(copy.line(*group)),
             CopyLine::Message(user, record) => Line::Message(MessageLine {
                 user: user.to_string(),
                 stamp: record.stamp.to_string(),
@@ -104,6 +110,10 @@ impl CopyLine {
                 let (stamp, from, id) = (word(&line.stamp)?, word(&line.from)?, word(&line.id)?);
                 let record = Record { stamp, from, id, flags: line.flags, payload: payload.into() };
                 CopyLine::Message(word(&line.user)?, record)
+            }
+            Line::Group(line) => {
+                let (group, copy) = GroupCopy::read(line, wrong)?;
+                CopyLine::Group(group, copy)
             }
             Line::User(line) => {
                 let device = |device: DeviceLine| {

@@ -20,7 +20,9 @@ mod copy;
 mod disk;
 mod embedded;
 mod group_ask;
+mod group_copy;
 mod groups;
+mod imported;
 mod jobs;
 mod limits;
 mod log;
@@ -42,7 +44,9 @@ pub use group_ask::{
     GroupAsk, GroupDenial, GroupInfo, GroupReply, GroupSettings, JoinRule, Member, MemberChange, MemberInfo,
     Membership, Role,
 };
+pub use group_copy::{GroupCopy, MEMBERS_OF_LINE};
 pub use groups::{GroupLimits, GroupStats, Groups, WithGroups, group_store_limits};
+pub use imported::Imported;
 pub use limits::{Limits, WhenFull};
 pub use mail::{MailSender, StoreMail};
 pub use memory::Memory;
@@ -51,7 +55,7 @@ pub use request::{Answer, DeviceInfo, Inbox, Opened, Refusal, Reply, Request, So
 pub use stats::{COMMIT_BUCKETS_US, Stats};
 pub use store::{Clock, Store};
 pub use thread::StoreThread;
-pub use tools::{Checked, Imported};
+pub use tools::Checked;
 
 /// Low bits of a stamp that count within a millisecond.
 pub const STAMP_COUNTER_BITS: u32 = 20;

@@ -2,6 +2,8 @@
 
 use crate::copy::{CopyLine, UserCopy};
 use crate::embedded::Embedded;
+use crate::groups::Groups;
+use crate::imported::{IMPORT_BATCH, Imported};
 use crate::limits::Amount;
 use crate::state::{Device, State};
 use crate::{Record, Reply, Request, Store};
@@ -33,22 +35,6 @@ impl Checked {
         self.miscounted == 0 && self.damages == 0
     }
 }
-
-/// What was imported.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Imported {
-    /// Messages stored.
-    pub messages: u64,
-    /// Messages that were there already.
-    pub duplicates: u64,
-    /// Messages refused because of a limit.
-    pub refused: u64,
-    /// Users whose devices were taken over.
-    pub users: u64,
-}
-
-/// Messages that are imported by one commit.
-const IMPORT_BATCH: usize = 8_192;
 
 impl Embedded {
     /// Reads everything there is, and compares.
@@ -91,10 +77,29 @@ impl Embedded {
     /// # Errors Of kind `InvalidData` for a line that makes no sense, with its number; otherwise those of the file
     /// system and of `input`. What came before is stored.
     pub fn import(&mut self, input: &mut dyn BufRead) -> io::Result<Imported> {
+        self.import_with(None, input)
+    }
+
+    /// The same, with lines about groups, which these take in. Without groups such lines make no sense.
+    ///
+    /// # Errors
+    /// As [`Embedded::import`].
+    pub fn import_with(
+        &mut self,
+        mut groups: Option<&mut Groups<Embedded>>,
+        input: &mut dyn BufRead,
+    ) -> io::Result<Imported> {
         let mut imported = Imported::default();
-        let mut batch = Vec::new();
+        let (mut batch, mut of_groups) = (Vec::new(), Vec::new());
         for (at, line) in input.lines().enumerate() {
             match CopyLine::read(&line?, at + 1)? {
+                CopyLine::Group(group, copy) => match &mut groups {
+                    Some(groups) => groups.import(group, copy, &mut of_groups, &mut imported)?,
+                    None => {
+                        let what = format!("line {}: it is about a group, and none are imported", at + 1);
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                    }
+                },
                 CopyLine::Message(user, record) => {
                     batch.push((0, Request::Append { user, record, retry: Some(0), token: 0 }));
                     if batch.len() >= IMPORT_BATCH {
@@ -115,6 +120,9 @@ impl Embedded {
         }
         self.import_batch(&mut batch, &mut imported)?;
         self.commit_now()?;
+        if let Some(groups) = groups {
+            groups.end_import(&mut of_groups, &mut imported)?;
+        }
         Ok(imported)
     }
 

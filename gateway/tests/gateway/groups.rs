@@ -3,8 +3,8 @@
 
 use crate::support::ONE_AND_MANY;
 use crate::support::client::{Client, Event};
-use crate::support::gateway::{Gateway, with_each_gateway};
-use crate::support::scratch::ScratchFolder;
+use crate::support::gateway::{Gateway, gateway_command, with_each_gateway};
+use crate::support::scratch::{ScratchFile, ScratchFolder};
 use crate::support::wire::{self, Frame, Head, Login, SyncOk, code, flag, kind, outcome};
 use std::time::Duration;
 
@@ -506,4 +506,52 @@ fn what_is_said_right_behind_a_join_is_in_the_group() {
             assert_eq!(answers, [(kind::SENT, 1, fate), (kind::GROUP_OK, 900, 0)]);
         }
     });
+}
+
+/// Runs `gateway store ACTION` on a folder. What it writes.
+fn store_command(action: &str, folder: &ScratchFolder, input: Option<&ScratchFile>) -> String {
+    let mut command = gateway_command();
+    command.args(["store", action, "--data-dir", folder.path()]);
+    if let Some(input) = input {
+        command.stdin(std::fs::File::open(input.path()).expect("open what was exported"));
+    }
+    let output = command.output().expect("run gateway store");
+    assert!(output.status.success(), "{action}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it writes text")
+}
+
+#[test]
+fn a_group_that_is_exported_and_imported_goes_on_at_another_node() {
+    let folder = ScratchFolder::new("groups");
+    let gateway = start(1, &folder, &[]);
+    let (mut member, mut gone) = (user(&gateway, 1), user(&gateway, 2));
+    join(&mut member, GROUP);
+    join(&mut gone, GROUP);
+    for id in 1..=3 {
+        group_send(&mut gone, GROUP, id, flag::ACK, format!("{id}").as_bytes());
+        gone.expect_sent(id, GROUP, outcome::STORED);
+    }
+    leave(&mut gone, GROUP);
+    drop((member, gone));
+    gateway.finish();
+    let exported = store_command("export", &folder, None);
+    let (other, exported) = (ScratchFolder::new("other"), ScratchFile::new("groups.jsonl", exported));
+    for groups in [1, 0] {
+        let said = store_command("import", &other, Some(&exported));
+        assert!(said.contains(&format!("\"groups\": {groups}")), "{said}");
+    }
+    let gateway = start(2, &other, &[]);
+    let mut member = user(&gateway, 1);
+    member.recv_kind(kind::HEADS);
+    let (missed, sync_ok) = sync(&mut member, GROUP, 0, 0);
+    assert_eq!(texts(&missed), ["1", "2", "3"]);
+    group_send(&mut member, GROUP, 4, flag::ACK, b"4");
+    let sent = member.recv_kind(kind::SENT);
+    assert!(sent.aux == outcome::STORED && sent.stamp > sync_ok.last);
+    let mut gone = user(&gateway, 2);
+    group_send(&mut gone, GROUP, 1, flag::ACK, b"?");
+    gone.expect_sent(1, GROUP, outcome::DENIED);
+    drop((member, gone));
+    gateway.audit();
+    gateway.finish();
 }

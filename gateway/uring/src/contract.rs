@@ -1025,6 +1025,17 @@ fn a_tick_comes_once_and_not_early<H: Harness>(mut rig: Rig<H>) {
     rig.expect_quiet();
 }
 
+fn a_pause_comes_once_and_not_early_beside_the_tick<H: Harness>(mut rig: Rig<H>) {
+    let before_ms = rig.io(0).now().mono_ms;
+    rig.io(0).tick_after(60);
+    rig.io(0).pause(15);
+    rig.expect(0, "a pause", |completion| matches!(completion, Completion::Paused));
+    let passed_ms = rig.io(0).now().mono_ms - before_ms;
+    assert!(passed_ms >= 14, "the pause was over after {passed_ms} ms");
+    rig.expect(0, "a tick", |completion| matches!(completion, Completion::Tick));
+    rig.expect_quiet();
+}
+
 macro_rules! for_both {
     ($($property:ident)*) => {
         mod simulator {
@@ -1076,6 +1087,7 @@ for_both! {
     a_hand_over_to_a_full_table_fails_and_harms_nothing
     a_wake_reaches_the_other_ring_once
     a_tick_comes_once_and_not_early
+    a_pause_comes_once_and_not_early_beside_the_tick
 }
 
 #[test]

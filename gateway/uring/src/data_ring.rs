@@ -65,6 +65,8 @@ enum Tag {
     DialFailed,
     /// An accept that tells who connected.
     AcceptWithPeer,
+    /// A pause, beside the tick.
+    Pause,
 }
 
 const TAG_SHIFT: u32 = 56;
@@ -73,7 +75,7 @@ const DIAL_ERRNO_BITS: u32 = TAG_SHIFT - 32;
 const _: () = assert!(HandoverToken::BITS <= TAG_SHIFT && GENERATION_BITS + 32 <= TAG_SHIFT);
 
 impl Tag {
-    const ALL: [Tag; 16] = [
+    const ALL: [Tag; 17] = [
         Tag::Ignore,
         Tag::Accept,
         Tag::Poll,
@@ -90,6 +92,7 @@ impl Tag {
         Tag::Install,
         Tag::DialFailed,
         Tag::AcceptWithPeer,
+        Tag::Pause,
     ];
 
     fn with(self, rest: u64) -> u64 {
@@ -158,6 +161,7 @@ pub struct Uring {
     /// Completions taken from the kernel's queue and not yet from here.
     batch: VecDeque<cqueue::Entry>,
     tick: Box<Timespec>,
+    pause: Box<Timespec>,
     sq_full: u64,
     submit_retries: u64,
     cq_overflow: u64,
@@ -198,10 +202,21 @@ impl Uring {
             ring_fds,
             batch: VecDeque::with_capacity(CQ_ENTRIES as usize / 16),
             tick: Box::new(Timespec::new()),
+            pause: Box::new(Timespec::new()),
             sq_full: 0,
             submit_retries: 0,
             cq_overflow: 0,
         })
+    }
+
+    /// Asks for the completion of that tag, tick or pause, after so many milliseconds.
+    fn complete_after(&mut self, ms: u32, tag: Tag) {
+        let time = if tag == Tag::Pause { &mut self.pause } else { &mut self.tick };
+        **time = Timespec::new().sec(u64::from(ms / 1_000)).nsec(ms % 1_000 * 1_000_000);
+        let entry = opcode::Timeout::new(&**time).flags(TimeoutFlags::empty()).build();
+        // SAFETY: the kernel copies the time when the entry is submitted; both times are boxed, live as long as the ring,
+        // and are written again only after their completion, which comes after the submission.
+        unsafe { self.push(&entry.user_data(tag.with(0))) };
     }
 
     /// Queues one submission.
@@ -309,6 +324,7 @@ impl Uring {
             },
             Tag::Wake => Completion::Wake,
             Tag::Tick => Completion::Tick,
+            Tag::Pause => Completion::Paused,
             Tag::Connect => match unit() {
                 Ok(()) => return self.install(user_data as u32),
                 Err(errno) => self.dial_failed(user_data as u32, errno),
@@ -595,11 +611,11 @@ impl Io for Uring {
     }
 
     fn tick_after(&mut self, ms: u32) {
-        *self.tick = Timespec::new().sec(u64::from(ms / 1_000)).nsec(ms % 1_000 * 1_000_000);
-        let entry = opcode::Timeout::new(&*self.tick).flags(TimeoutFlags::empty()).build().user_data(Tag::Tick.with(0));
-        // SAFETY: the kernel copies the time when the entry is submitted; `tick` is boxed, lives as long as the ring,
-        // and is written again only after the tick's completion, which comes after the submission.
-        unsafe { self.push(&entry) };
+        self.complete_after(ms, Tag::Tick);
+    }
+
+    fn pause(&mut self, ms: u32) {
+        self.complete_after(ms, Tag::Pause);
     }
 
     fn buffer(&self, buf: BufId, len: usize) -> &[u8] {

@@ -5,9 +5,10 @@ use super::links::{Links, Queued};
 use super::shard::Shard;
 use crate::conn::Phase;
 use crate::groups::behind::{Behind, Missed};
+use crate::groups::budget::RoomBudget;
 use crate::groups::mail::GroupMail;
-use crate::groups::part::{News, Run, Sink};
-use crate::groups::{Groups, Manner, wire_number};
+use crate::groups::part::{News, Pace, Run, Sink};
+use crate::groups::{Groups, Manner, is_room, wire_number};
 use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::io::ConnId;
@@ -45,6 +46,10 @@ impl Shard {
     pub(super) fn group_fan_out(&mut self, message: Numbered<'_>) {
         let home = self.groups.homes.at(message.group);
         home.number = home.number.saturating_add(1);
+        #[cfg(test)]
+        if message.id.is_multiple_of(8) && crate::simulation::planted(crate::simulation::Bug::NumberTwice) {
+            home.number = (home.number - 1).max(1);
+        }
         home.last = home.last.max(message.stamp);
         let message = Numbered { number: home.number, ..message };
         if !self.alone {
@@ -137,17 +142,43 @@ impl Shard {
         }
     }
 
+    fn pace(&self) -> Pace {
+        // Sessions of a draining shard end: what is held for them would be lost.
+        match self.drain.is_some() {
+            true => Pace::AT_ONCE,
+            false => Pace { now_ms: self.now.mono_ms, room_gather_ms: self.links.limits.groups.room_gather_ms },
+        }
+    }
+
+    /// Whether frames are on their way through sessions, and go on now.
+    pub(crate) fn has_frames_for_groups(&self) -> bool {
+        !self.groups.parts.is_idle(self.pace().now_ms)
+    }
+
     /// Goes on with frames on their way through sessions. Returns whether there are more.
     pub(crate) fn walk_groups(&mut self) -> bool {
-        if self.groups.parts.is_idle() {
+        let pace = self.pace();
+        if self.groups.parts.is_idle(pace.now_ms) {
             return false;
         }
-        let Groups { parts, behind, .. } = &mut self.groups;
-        let mut fan = Fan { links: &mut self.links, behind };
-        for group in parts.walk(SESSIONS_PER_TURN, &mut fan) {
+        let Groups { parts, behind, budget, .. } = &mut self.groups;
+        budget.pass(self.now.mono_ms / 1_000, self.links.slots.high_water());
+        let mut fan = Fan { links: &mut self.links, behind, budget };
+        let ended = parts.walk(SESSIONS_PER_TURN, pace, &mut fan);
+        let tally = parts.take_tally();
+        self.links.stats.room_walks.add(tally.walks);
+        self.links.stats.room_frames_walked.add(tally.frames);
+        self.links.stats.limit_room_gather.add(tally.early);
+        for group in ended {
             self.unwatch(group);
         }
-        !self.groups.parts.is_idle()
+        !self.groups.parts.is_idle(pace.now_ms)
+    }
+
+    /// In how many milliseconds frames that are gathered for live rooms may go.
+    pub(crate) fn gathered_in_ms(&self) -> Option<u32> {
+        let due_ms = self.groups.parts.gathered_ms()?;
+        Some(due_ms.saturating_sub(self.now.mono_ms).max(1) as u32)
     }
 
     pub(super) fn tell_those_behind(&mut self) {
@@ -229,6 +260,7 @@ pub(super) fn encode_delivery(out: &mut Vec<u8>, header: &Header, from: u64, pay
 struct Fan<'a> {
     links: &'a mut Links,
     behind: &'a mut Behind,
+    budget: &'a mut RoomBudget,
 }
 
 impl Sink for Fan<'_> {
@@ -238,7 +270,11 @@ impl Sink for Fan<'_> {
 
     fn give(&mut self, slot: u32, group: u64, run: &Run) {
         let user = self.links.slots.at(slot).user;
-        if run.frames.iter().all(|frame| frame.from != user) {
+        let frames_max = if is_room(group) { self.links.limits.groups.room_frames_per_sec } else { 0 };
+        let is_within = frames_max == 0 || self.budget.takes(slot, run.frames.len(), frames_max);
+        #[cfg(test)]
+        let is_within = is_within || crate::simulation::planted(crate::simulation::Bug::BudgetIgnored);
+        if is_within && run.frames.iter().all(|frame| frame.from != user) {
             let frames = run.frames.len() as u64;
             match self.links.queue_frames(slot, &run.bytes) {
                 Queued::Yes => self.links.stats.group_deliveries.add(frames),
@@ -246,7 +282,8 @@ impl Sink for Fan<'_> {
             }
             return;
         }
-        // Some of it is the user's own: the session that sent it does not get it, the others learn that it is.
+        // Some of it is the user's own: the session that sent it does not get it, the others learn that it is. Or it is
+        // more than the session gets of rooms in a second.
         let conn = self.links.slots.id(slot);
         let mut begin = 0;
         let mut own = Vec::new();
@@ -258,6 +295,11 @@ impl Sink for Fan<'_> {
             #[cfg(not(test))]
             let echoes = false;
             if frame.from == user && frame.origin == Some(conn) && !echoes {
+                continue;
+            }
+            if !is_within && !self.budget.takes(slot, 1, frames_max) {
+                self.links.stats.limit_room_frames.add(1);
+                self.missed(slot, group, 1);
                 continue;
             }
             let bytes = if frame.from == user {

@@ -115,6 +115,8 @@ impl<I: Io> Core<I> {
     /// a send under way. The connections end.
     pub(super) fn withdraw(&mut self) {
         self.io.withdraw_sends();
+        // So are frames on their way to members of groups.
+        self.shard.groups.parts.drop_frames();
         for slot in 0..self.shard.links.slots.high_water() {
             let conn = self.shard.links.slots.at(slot);
             if conn.outbox.as_ref().is_some_and(|outbox| outbox.sending.is_some() && !outbox.pending.is_empty()) {

@@ -525,6 +525,11 @@ impl Shard {
                         self.tell_nodes_of_member(group, 0, 0, member_change::ENDED);
                         self.groups.homes.forget_if_idle(group);
                     }
+                    (Effect::Joined(_) | Effect::Left(_) | Effect::Ended, None)
+                        if matches!(reply, Reply::Refused(Refusal::Unavailable)) =>
+                    {
+                        self.membership_unknown();
+                    }
                     _ => {}
                 }
                 self.answer_asker(group, asker, reply);
@@ -759,6 +764,10 @@ impl Shard {
                     let (stamp, read) = (membership.last, membership.read);
                     heads.push(Head { group, stamp, read, seq: 0, unread: 0 });
                 }
+            }
+            #[cfg(test)]
+            if group % 2 == 1 && crate::simulation::planted(crate::simulation::Bug::GroupNotEntered) {
+                continue;
             }
             self.enter_part(conn, group, membership.last, 0);
             let (stamp, seq) =

@@ -34,6 +34,8 @@ use trunkline_proto::Code;
 use trunkline_router_core::hash::home_shard;
 use trunkline_store::{GroupAsk, GroupReply, Record as Stored, Refusal, Reply, Request};
 
+/// How long after the store did not say who is a member all sessions ask again, ticks: 2 s.
+const UNKNOWN_TICKS: u32 = 20;
 /// Slots that are looked through in a tick for sessions whose groups are asked for again.
 const LOOKS_PER_TICK: u32 = 256;
 
@@ -280,11 +282,34 @@ impl Shard {
         if self.alone || !self.numbers_group(group) {
             return;
         }
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::LogTakenForKnown) {
+            return;
+        }
         self.pass_over(group, 0);
         if let Some(home) = self.groups.homes.get_mut(group).filter(|home| home.claim == Claim::Done) {
             home.unclaim();
         }
         self.groups.unclaimed.push(group);
+    }
+
+    /// The store has not said whether somebody is a member now: it may be so, and nobody was told. Sessions of all
+    /// nodes ask again whose they are, in a while: what happens to one happens to more while a master is replaced.
+    pub(super) fn membership_unknown(&mut self) {
+        if !self.alone {
+            let due_tick = self.links.tick + UNKNOWN_TICKS;
+            self.groups.unknown_due.get_or_insert(due_tick);
+        }
+    }
+
+    fn look_at_unknown(&mut self) {
+        if self.groups.unknown_due.take_if(|due_tick| *due_tick <= self.links.tick).is_none() {
+            return;
+        }
+        if let Some(routing) = self.directory.routing.clone() {
+            routing.others().for_each(|member| self.tell_node_of_member(member.key, MemberNews::MISSED));
+        }
+        self.all_look_again();
     }
 
     /// What has become of a membership is told to all nodes.
@@ -337,6 +362,7 @@ impl Shard {
             }
         }
         self.tell_heads();
+        self.look_at_unknown();
         let mut unclaimed = std::mem::take(&mut self.groups.unclaimed);
         unclaimed.sort_unstable();
         unclaimed.dedup();

@@ -10,21 +10,28 @@
 //! Of a large group only those sessions get frames that pay attention. They are in a part of their own beside the
 //! group's, its *attention*, whatever the size of the group, and a session is in one of the two. What the others are
 //! told is in `passive`.
+//!
+//! Frames of a live room are gathered for a while after some have begun their walk, and go together then: a session of
+//! a busy room gets as many sends as there are walks. Those of a room that was quiet go at once, and so does what has
+//! grown to a run, or to a half of what all parts may hold: to wait longer would save no sends, and take the room of
+//! others.
 
 mod passive;
 
+use super::is_room;
 use crate::io::ConnId;
+use crate::limits::ROOM_GATHER_BYTES_MAX;
 use hashbrown::HashMap;
 pub(crate) use passive::News;
 use passive::{Place, Rounds};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// No entry.
 const NONE: u32 = u32::MAX;
 /// Sessions of one part that are walked before it is another part's turn.
 const STRETCH: usize = 512;
 /// Frames are put together to be given at once, until they are so many bytes: a fraction of any outbox.
-const RUN_BYTES: usize = 16 << 10;
+const RUN_BYTES: usize = ROOM_GATHER_BYTES_MAX;
 
 /// A session in a part.
 #[derive(Clone, Copy, Debug)]
@@ -73,10 +80,16 @@ pub(crate) struct Part {
     /// Their slots.
     live: Vec<u32>,
     queue: VecDeque<Item>,
+    /// Bytes of frames in it.
+    queued: usize,
     /// How many of them have had the first of the queue.
     cursor: usize,
-    /// It is on the list of those with something to do.
+    /// It is on the list of those with something to do, or of those that gather.
     active: bool,
+    /// When the next walk with frames of a live room may begin. It does not change while the part gathers.
+    next_walk_ms: u64,
+    /// So much of the queue has waited and does not wait again.
+    free: usize,
     /// The group is large: frames go to those only that pay attention.
     pub(crate) passive: bool,
     /// Where in the rounds of HEADS the latest message came that the sessions were not given, and how far that was.
@@ -99,8 +112,11 @@ impl Part {
             number,
             live: Vec::new(),
             queue: VecDeque::new(),
+            queued: 0,
             cursor: 0,
             active: false,
+            next_walk_ms: 0,
+            free: 0,
             passive: false,
             news: Place::default(),
             news_stamp: 0,
@@ -120,10 +136,19 @@ impl Part {
         self.queue.iter().any(|item| matches!(item, Item::Add(waiting) if *waiting == conn))
     }
 
+    /// Whether the next thing to do is to wait until frames of a room may go.
+    fn gathers(&self, now_ms: u64) -> bool {
+        let waits = self.free == 0 && now_ms < self.next_walk_ms && self.queued < RUN_BYTES;
+        waits && self.cursor == 0 && matches!(self.queue.front(), Some(Item::Run(_)))
+    }
+
     /// The first of the queue has had its way.
     fn shift(&mut self) -> Option<Item> {
         self.before_news = self.before_news.saturating_sub(1);
-        self.queue.pop_front()
+        let item = self.queue.pop_front()?;
+        self.queued -= item.bytes();
+        self.free = self.free.saturating_sub(1).min(self.queue.len());
+        Some(item)
     }
 
     fn is_empty(&self) -> bool {
@@ -140,6 +165,28 @@ pub(crate) enum Moved {
     Yes,
     /// What was on its way to it does not come.
     Missed,
+}
+
+/// When a walk takes place, and for how long frames of a live room are gathered behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pace {
+    pub(crate) now_ms: u64,
+    pub(crate) room_gather_ms: u64,
+}
+
+impl Pace {
+    /// Nothing is held back.
+    pub(crate) const AT_ONCE: Pace = Pace { now_ms: u64::MAX, room_gather_ms: 0 };
+}
+
+/// What has become of frames of live rooms since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Walks that have begun, and frames that went with them.
+    pub(crate) walks: u64,
+    pub(crate) frames: u64,
+    /// Rooms whose frames did not wait any longer because there were too many bytes.
+    pub(crate) early: u64,
 }
 
 /// Where frames go, and what else a walk has to do with sessions.
@@ -164,6 +211,9 @@ pub(crate) struct Parts {
     free_entry: Option<u32>,
     in_use: usize,
     active: VecDeque<u32>,
+    /// Parts that gather, by when their frames may go.
+    gathering: BTreeSet<(u64, u32)>,
+    tally: Tally,
     queued_bytes: usize,
     /// Sessions in large groups that pay no attention, and those that pay attention to any, one for each of both.
     passive: usize,
@@ -181,9 +231,45 @@ impl Parts {
         self.by_group.len()
     }
 
-    /// Whether nothing is on its way through sessions.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.active.is_empty()
+    /// Whether there is nothing to do before some time has passed.
+    pub(crate) fn is_idle(&self, now_ms: u64) -> bool {
+        self.active.is_empty() && self.gathered_ms().is_none_or(|due_ms| now_ms < due_ms)
+    }
+
+    /// When frames that are gathered may go.
+    pub(crate) fn gathered_ms(&self) -> Option<u64> {
+        self.gathering.first().map(|(due_ms, _)| *due_ms)
+    }
+
+    /// Takes what was counted of live rooms.
+    pub(crate) fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
+    }
+
+    /// What a part has gathered goes now.
+    fn release(&mut self, at: u32) {
+        let Some(part) = &mut self.parts[at as usize] else { return };
+        if self.gathering.remove(&(part.next_walk_ms, at)) {
+            part.free = part.queue.len();
+            self.active.push_back(at);
+            self.tally.early += 1;
+        }
+    }
+
+    /// Frames that are on their way are given to nobody any more, who is told instead that something is missing.
+    pub(crate) fn drop_frames(&mut self) {
+        while let Some((_, at)) = self.gathering.pop_first() {
+            self.active.push_back(at);
+        }
+        for at in &self.active {
+            let Some(part) = &mut self.parts[*at as usize] else { continue };
+            self.queued_bytes -= std::mem::take(&mut part.queued);
+            for item in &mut part.queue {
+                if matches!(item, Item::Run(_)) {
+                    *item = Item::News;
+                }
+            }
+        }
     }
 
     pub(crate) fn queued_bytes(&self) -> usize {
@@ -385,7 +471,9 @@ impl Parts {
         if !part.active {
             self.free_parts.push(at);
         } else {
-            self.active.retain(|active| *active != at);
+            if !self.gathering.remove(&(part.next_walk_ms, at)) {
+                self.active.retain(|active| *active != at);
+            }
             self.free_parts.push(at);
         }
         if let Some(of) = part.of {
@@ -487,12 +575,20 @@ impl Parts {
         for at in all.into_iter().chain(attention) {
             self.push_to(at, from, origin, bytes);
         }
+        // What waits must not take the room of what does not.
+        while self.queued_bytes > bytes_max / 2
+            && let Some((_, at)) = self.gathering.first().copied()
+        {
+            self.release(at);
+        }
         true
     }
 
     fn push_to(&mut self, at: u32, from: u64, origin: Option<ConnId>, bytes: &[u8]) {
         let Some(part) = &mut self.parts[at as usize] else { return };
         self.queued_bytes += bytes.len();
+        part.queued += bytes.len();
+        let is_much = part.queued >= RUN_BYTES;
         let untouched = part.queue.len() > 1 || part.cursor == 0;
         match part.queue.back_mut() {
             Some(Item::Run(run)) if untouched && run.bytes.len() + bytes.len() <= RUN_BYTES => {
@@ -503,6 +599,9 @@ impl Parts {
                 let frames = vec![FrameOf { end: bytes.len(), from, origin }];
                 part.queue.push_back(Item::Run(Run { bytes: bytes.to_vec(), frames }));
             }
+        }
+        if is_much {
+            self.release(at);
         }
         self.activate(at);
     }
@@ -539,19 +638,29 @@ impl Parts {
         }
     }
 
-    /// Goes on with what is on its way, for so many sessions. Returns the groups of which the shard has no part any
-    /// more.
-    pub(crate) fn walk(&mut self, sessions_max: usize, sink: &mut impl Sink) -> Vec<u64> {
+    /// Goes on with what is on its way, for so many sessions, at that time. Returns the groups of which the shard has no
+    /// part any more.
+    pub(crate) fn walk(&mut self, sessions_max: usize, pace: Pace, sink: &mut impl Sink) -> Vec<u64> {
         let mut ended = Vec::new();
         let mut left = sessions_max;
+        while self.gathered_ms().is_some_and(|due_ms| due_ms <= pace.now_ms)
+            && let Some((_, at)) = self.gathering.pop_first()
+        {
+            if let Some(part) = &mut self.parts[at as usize] {
+                part.free = part.queue.len();
+                self.active.push_back(at);
+            }
+        }
         while left > 0
             && let Some(at) = self.active.pop_front()
         {
-            left = left.saturating_sub(self.walk_part(at, left.min(STRETCH), sink).max(1));
+            left = left.saturating_sub(self.walk_part(at, left.min(STRETCH), pace, sink).max(1));
             let Some(part) = &mut self.parts[at as usize] else { continue };
             if part.queue.is_empty() {
                 part.active = false;
                 ended.extend(self.end_if_empty(at));
+            } else if part.gathers(pace.now_ms) {
+                self.gathering.insert((part.next_walk_ms, at));
             } else {
                 self.active.push_back(at);
             }
@@ -560,10 +669,10 @@ impl Parts {
     }
 
     /// The same for one part. Returns how many sessions that took.
-    fn walk_part(&mut self, at: u32, sessions_max: usize, sink: &mut impl Sink) -> usize {
+    fn walk_part(&mut self, at: u32, sessions_max: usize, pace: Pace, sink: &mut impl Sink) -> usize {
         let mut walked = 0;
         while walked < sessions_max {
-            let Some(part) = &mut self.parts[at as usize] else { break };
+            let Some(part) = self.parts[at as usize].as_mut().filter(|part| !part.gathers(pace.now_ms)) else { break };
             if let Some(Item::Add(conn)) = part.queue.front() {
                 let (conn, group) = (*conn, part.group);
                 part.shift();
@@ -576,8 +685,14 @@ impl Parts {
                 }
                 continue;
             }
-            let Part { group, live, cursor, queue, .. } = part;
+            let Part { group, live, cursor, queue, next_walk_ms, .. } = part;
             let Some(item) = queue.front() else { break };
+            if let (0, true, Item::Run(run)) = (*cursor, is_room(*group), item) {
+                let gathers = pace.room_gather_ms > 0;
+                *next_walk_ms = if gathers { pace.now_ms + pace.room_gather_ms } else { 0 };
+                self.tally.walks += 1;
+                self.tally.frames += run.frames.len() as u64;
+            }
             let end = live.len().min(*cursor + (sessions_max - walked));
             for slot in &live[*cursor..end] {
                 match item {

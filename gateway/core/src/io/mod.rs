@@ -104,6 +104,8 @@ pub enum Completion {
     Dialed { token: u32, result: OpResult<u32> },
     /// The tick asked for has passed.
     Tick,
+    /// The pause asked for has passed.
+    Paused,
     /// Another shard has put something into the mailbox.
     Wake,
 }
@@ -180,6 +182,8 @@ pub trait Io {
     fn wake(&mut self, shard: u16);
     /// Asks for one [`Completion::Tick`] after this many milliseconds.
     fn tick_after(&mut self, ms: u32);
+    /// Asks for one [`Completion::Paused`] after this many milliseconds, beside the tick. One pause at a time.
+    fn pause(&mut self, ms: u32);
 
     /// The bytes of a received buffer.
     fn buffer(&self, buf: BufId, len: usize) -> &[u8];

@@ -23,6 +23,12 @@ pub struct GroupLimits {
     pub passive_above: u64,
     /// Bytes of frames on their way through the shard's own sessions; beyond it those are told by HEADS.
     pub queue_bytes_max: usize,
+    /// How long after messages of a live room went to the shard's sessions further ones are gathered, milliseconds; 0 =
+    /// they go at once. One to a room that was quiet for so long does not wait.
+    pub room_gather_ms: u64,
+    /// Messages of live rooms that a session is given in a second, of all its rooms together, 0 = off; the others are
+    /// left out, which their numbers show.
+    pub room_frames_per_sec: u16,
 }
 
 impl Default for GroupLimits {
@@ -37,6 +43,8 @@ impl Default for GroupLimits {
             memberships_max: 2_000_000,
             passive_above: 10_000,
             queue_bytes_max: 4 << 20,
+            room_gather_ms: 20,
+            room_frames_per_sec: 1_000,
         }
     }
 }
@@ -48,8 +56,15 @@ mod tests {
 
     #[test]
     fn a_reload_takes_what_the_settings_say_it_takes() {
-        let groups = GroupLimits { sends_per_sec: 1, member_sends_per_sec: 2, passive_above: 3, ..Default::default() };
-        let newer = Limits { groups: GroupLimits { members_max: 4, per_user_max: 5, ..groups }, ..Limits::default() };
+        let groups = GroupLimits {
+            sends_per_sec: 1,
+            member_sends_per_sec: 2,
+            passive_above: 3,
+            room_gather_ms: 4,
+            room_frames_per_sec: 5,
+            ..Default::default()
+        };
+        let newer = Limits { groups: GroupLimits { members_max: 6, per_user_max: 7, ..groups }, ..Limits::default() };
         let mut limits = Limits::default();
         limits.reload(&newer);
         assert_eq!(limits.groups, groups, "and nothing that is built into what is set up");

@@ -6,12 +6,14 @@
 //! Properties:
 //! 1. what counts as stored is in the group's log by the end, and so is what any member was given, unless it is never
 //!    stored;
-//! 2. on a session stamps of a group rise, and its numbers follow each other unless something is missing;
+//! 2. on a session stamps of a group rise, and its numbers follow each other unless something is missing: none comes
+//!    twice, and none goes back;
 //! 3. a message never comes back to the session that sent it, and SELF stands on the user's own and on nothing else;
 //! 4. who has left gets nothing, until it joins again;
 //! 5. a message is answered once at most on a session, and by the end once;
 //! 6. at rest every device of a member has all that was stored since its user joined: what it was not given it was told
-//!    of, and has asked for; in large groups too, with attention and without.
+//!    of, and has asked for; in large groups too, with attention and without;
+//! 7. at rest those sessions are in a group whose users are its members, at each shard.
 
 use super::inbox::store::SimStore;
 use super::planted::{Bug, with_planted};
@@ -75,6 +77,7 @@ struct Followed {
 struct Session {
     socket: usize,
     device: usize,
+    since_us: u64,
     open: bool,
     over: bool,
     /// It reads nothing until then.
@@ -121,6 +124,8 @@ struct Run {
     /// Stored messages of each group that somebody has seen, with their stamps.
     seen: BTreeMap<u64, BTreeMap<u64, u64>>,
     standing: BTreeMap<(u64, u64), Standing>,
+    /// When a user last asked to join or leave a group: its numbers may begin anew from then on.
+    moved_us: BTreeMap<(u64, u64), u64>,
     groups: Vec<u64>,
     settling: bool,
     crashes: u32,
@@ -178,6 +183,7 @@ impl Run {
             messages: BTreeMap::new(),
             seen: BTreeMap::new(),
             standing: BTreeMap::new(),
+            moved_us: BTreeMap::new(),
             groups: vec![7, 8, ROOMS_FROM + 1],
             settling: false,
             crashes: if rng.chance(500) { 30 } else { 0 },
@@ -278,6 +284,7 @@ impl Run {
         self.sessions.push(Session {
             socket,
             device,
+            since_us: self.now_us(),
             open: false,
             over: false,
             deaf_until_us: 0,
@@ -327,6 +334,8 @@ impl Run {
             Standing::Unknown => self.rng.chance(500),
         };
         *standing = Standing::Unknown;
+        let now_us = self.now_us();
+        self.moved_us.insert((user, group), now_us);
         let (kind, id) = if join { (Kind::GroupJoin, JOIN) } else { (Kind::GroupLeave, LEAVE) };
         self.write(session, &Header { kind, flags: 0, aux: 0, id, peer: group, stamp: 0 }, &[]);
     }
@@ -505,6 +514,9 @@ impl Run {
         let own = followed.own.range(followed.stamp..stamp).count() as u64;
         let passed = (u64::from(aux) + 65_535 - u64::from(followed.number) - 1) % 65_535;
         let first = followed.number == 0;
+        let moved_us = self.moved_us.get(&(user, group)).copied().unwrap_or(0);
+        let is_steady = group < ROOMS_FROM && moved_us < session.since_us;
+        assert!(first || !is_steady || passed < 32_768, "{group} goes from number {} to {aux}", followed.number);
         (followed.number, followed.stamp) = (aux, stamp);
         if !first && passed > own {
             *self.facts.entry("gaps").or_default() += 1;
@@ -566,6 +578,12 @@ impl Run {
                 };
                 assert_eq!(members.contains(user), known, "{user} in {of}: {standing:?}");
             }
+            let mut due: BTreeMap<u64, usize> = BTreeMap::new();
+            for device in self.devices.iter().filter(|device| members.contains(&device.user)) {
+                *due.entry(device.user).or_default() += 1;
+            }
+            let node = self.rig.node.as_mut().expect("it runs");
+            assert_eq!(node.sessions_in(group), due, "sessions in {group}, by user");
             for (at, device) in self.devices.iter().enumerate() {
                 let Some(Standing::In(since)) = self.standing.get(&(device.user, group)) else { continue };
                 let none = BTreeSet::new();
@@ -672,6 +690,16 @@ fn a_member_that_gets_messages_after_its_leave_is_caught() {
 #[test]
 fn a_member_that_is_not_told_what_it_missed_is_caught() {
     assert!(is_caught(Bug::HeadsForgotten));
+}
+
+#[test]
+fn a_session_that_is_not_in_a_group_of_its_user_is_caught() {
+    assert!(is_caught(Bug::GroupNotEntered));
+}
+
+#[test]
+fn a_number_that_comes_twice_is_caught() {
+    assert!(is_caught(Bug::NumberTwice));
 }
 
 #[test]

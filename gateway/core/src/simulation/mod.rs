@@ -15,6 +15,7 @@ mod cluster;
 mod crowd;
 mod dialed;
 mod events;
+mod gathering;
 mod groups;
 mod inbox;
 mod ledger;

@@ -17,6 +17,7 @@ use crate::services::ServicesConfig;
 use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
 use crate::waker::Waker;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use trunkline_router_core::hash::home_shard;
 use trunkline_router_core::presence::Presence;
@@ -349,6 +350,20 @@ impl Node {
                 assert!(woken, "shard {shard} sleeps while its mailbox has letters and nobody wakes it");
             }
         }
+    }
+
+    /// How many sessions of each user are in a group, as the parts of the shards have it.
+    pub(super) fn sessions_in(&mut self, group: u64) -> BTreeMap<u64, usize> {
+        let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
+        for seat in &mut self.seats {
+            let state = &mut seat.core.shard;
+            for slot in 0..state.links.slots.high_water() {
+                if state.groups.parts.groups_of(slot).any(|of| of == group) {
+                    *sessions.entry(state.links.slots.at(slot).user).or_default() += 1;
+                }
+            }
+        }
+        sessions
     }
 
     /// Panics unless every shard is as empty as it began. `stopped`: the shards were drained, and letters to one that

@@ -23,6 +23,16 @@ pub(crate) enum Bug {
     LeaveIgnored,
     /// A session that was not given something of a group is not told.
     HeadsForgotten,
+    /// A session that logs in is not in some of its user's groups.
+    GroupNotEntered,
+    /// Some messages to a group have the number of the one before.
+    NumberTwice,
+    /// The home of a group goes on as if a message that the store may have were not in the log.
+    LogTakenForKnown,
+    /// The store takes messages to a group from a home of an earlier view.
+    StaleHomeStores,
+    /// A session is given all messages of live rooms, however many there are in a second.
+    BudgetIgnored,
     /// A session of a large group that pays no attention is not told what there is.
     PassiveUntold,
     /// A message to a group comes back to the session that sent it.

@@ -19,7 +19,7 @@ const NEVER: u64 = 1_000;
 /// Virtual time of a run, and how long it is quiet at its end: ten seconds, five, and some frames.
 const RUN_US: u64 = 120_000_000;
 const QUIET_US: u64 = 18_000_000;
-const SEEDS: u64 = 30;
+const SEEDS: u64 = 200;
 
 #[derive(Debug)]
 struct Session {

@@ -8,6 +8,7 @@
 
 use super::table::{Entry, Table};
 use super::{CHANGE_TICKS, OFFLINE_TICKS, Place, Places, Status};
+use hashbrown::HashMap;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
@@ -32,14 +33,8 @@ impl Actual {
 #[derive(Debug, Default)]
 struct Watched {
     user: u64,
-    /// Numbers of the places that are told, below [`FEW`].
+    /// Numbers of the places that are told, below [`FEW`]. Hardly any user has others, see [`MORE`].
     few: u64,
-    /// The others.
-    #[expect(
-        clippy::box_collection,
-        reason = "hardly any entry has it, and a vector would take 16 bytes more in each"
-    )]
-    more: Option<Box<Vec<u16>>>,
     /// What was told of the classes.
     classes: u32,
     /// When the last change was told.
@@ -52,7 +47,7 @@ struct Watched {
     bits: u8,
 }
 
-const _: () = assert!(size_of::<Watched>() <= 48);
+const _: () = assert!(size_of::<Watched>() <= 40);
 
 /// The user is in the queue.
 const QUEUED: u8 = 1;
@@ -64,6 +59,8 @@ const FEARED: u8 = 16;
 const UNEVEN: u8 = 4;
 /// The last session has gone, and the wait has begun after which that is told.
 const GOING: u8 = 8;
+/// Places with higher numbers are told, too: they are in a list beside the table.
+const MORE: u8 = 32;
 
 impl Entry for Watched {
     fn user(&self) -> u64 {
@@ -98,15 +95,8 @@ impl Watched {
         self.bits & bit != 0
     }
 
-    fn tells(&self, number: u16) -> bool {
-        match number < FEW {
-            true => self.few >> number & 1 == 1,
-            false => self.more.as_ref().is_some_and(|more| more.contains(&number)),
-        }
-    }
-
     fn is_watched(&self) -> bool {
-        self.few != 0 || self.more.is_some()
+        self.few != 0 || self.has(MORE)
     }
 }
 
@@ -129,6 +119,8 @@ pub(crate) struct Moment {
 #[derive(Debug, Default)]
 pub(crate) struct Homes {
     users: Table<Watched>,
+    /// Numbers of places from [`FEW`] on that are told, by the user's place in the table.
+    more: HashMap<u32, Vec<u16>>,
     places: Places,
     /// Users for whom a change may be due, by when; each at most once.
     queue: BinaryHeap<Reverse<(u32, u64)>>,
@@ -156,7 +148,11 @@ impl Homes {
     pub(crate) fn bytes(&self) -> usize {
         // An entry of the set of what is owed takes about as much again for the nodes of its tree.
         let owed = self.owed.len() * 2 * size_of::<(u16, u64)>();
-        self.users.bytes() + self.queue.capacity() * size_of::<(u32, u64)>() + owed + self.list_bytes
+        self.users.bytes()
+            + self.more.allocation_size()
+            + self.queue.capacity() * size_of::<(u32, u64)>()
+            + owed
+            + self.list_bytes
     }
 
     /// A place asks for a user, of whom its watchers were told `known` before. Returns what it is to be told, and
@@ -184,11 +180,12 @@ impl Homes {
             }
         };
         let entry = self.users.at(at)?;
-        match number < FEW {
-            true => entry.few |= 1 << number,
-            false if entry.tells(number) => {}
-            false => {
-                let more = entry.more.get_or_insert_default();
+        if number < FEW {
+            entry.few |= 1 << number;
+        } else {
+            entry.bits |= MORE;
+            let more = self.more.entry(at).or_default();
+            if !more.contains(&number) {
                 let before = more.capacity();
                 more.reserve_exact(1);
                 more.push(number);
@@ -222,16 +219,14 @@ impl Homes {
 
     fn leave(&mut self, at: u32, number: u16) {
         let Some(entry) = self.users.at(at) else { return };
-        match number < FEW {
-            true => entry.few &= !(1 << number),
-            false => {
-                if let Some(more) = &mut entry.more {
-                    more.retain(|known| *known != number);
-                    if more.is_empty() {
-                        self.list_bytes -= more.capacity() * 2;
-                        entry.more = None;
-                    }
-                }
+        if number < FEW {
+            entry.few &= !(1 << number);
+        } else if let Some(more) = self.more.get_mut(&at) {
+            more.retain(|known| *known != number);
+            if more.is_empty() {
+                self.list_bytes -= more.capacity() * 2;
+                self.more.remove(&at);
+                entry.bits &= !MORE;
             }
         }
         if !entry.is_watched() {
@@ -384,10 +379,19 @@ impl Homes {
 
     /// The places that are told of a user, with their numbers, in the order of those.
     pub(crate) fn told_places(&self, user: u64) -> Vec<(u16, Place)> {
-        let Some(entry) = self.users.find(user).and_then(|at| self.users.look(at)) else { return Vec::new() };
+        let Some(at) = self.users.find(user) else { return Vec::new() };
+        let Some(entry) = self.users.look(at) else { return Vec::new() };
         let few = (0..FEW).filter(|number| entry.few >> number & 1 == 1);
-        let more = entry.more.iter().flat_map(|more| more.iter().copied());
+        let more = self.more.get(&at).into_iter().flatten().copied();
         few.chain(more).filter_map(|number| Some((number, self.places.at(number)?))).collect()
+    }
+
+    /// Whether the user in a place of the table is told of to the place with that number.
+    fn tells(&self, at: u32, number: u16) -> bool {
+        match number < FEW {
+            true => self.users.look(at).is_some_and(|entry| entry.few >> number & 1 == 1),
+            false => self.more.get(&at).is_some_and(|more| more.contains(&number)),
+        }
     }
 
     /// A place could not be told of a user: there is no room for it now.
@@ -397,9 +401,8 @@ impl Homes {
 
     /// The same, by the place itself, if it is told of the user at all.
     pub(crate) fn owe_at(&mut self, place: Place, user: u64) {
-        let entry = self.users.find(user).and_then(|at| self.users.look(at));
-        if let (Some(number), Some(entry)) = (self.places.find(place), entry)
-            && entry.tells(number)
+        if let (Some(number), Some(at)) = (self.places.find(place), self.users.find(user))
+            && self.tells(at, number)
         {
             self.owe(number, user);
         }
@@ -411,7 +414,7 @@ impl Homes {
         while taken.len() < most
             && let Some((number, user)) = self.owed.pop_first()
         {
-            let tells = self.users.find(user).and_then(|at| self.users.look(at)).is_some_and(|it| it.tells(number));
+            let tells = self.users.find(user).is_some_and(|at| self.tells(at, number));
             if let Some(place) = self.places.at(number).filter(|_| tells) {
                 taken.push((number, place, user));
             }

@@ -2,9 +2,11 @@
 //! session is still to be told.
 //!
 //! A watch is an edge between a session and a user. The session's list of edges is in the order of the users' places,
-//! and each edge knows its place in the user's list of sessions, so both ends of a watch are found without a search
-//! through the crowd that watches a popular user.
+//! and each edge knows the low bits of its place in the user's list of sessions, so both ends of a watch are found
+//! without a search through the crowd that watches a popular user.
 
+use super::class_lists::ClassLists;
+use super::lists::{List, Lists};
 use super::table::{Entry, Table};
 use super::{AGAIN_TICKS, FRAME_TICKS, FRAME_USERS_MAX, FRESH_TICKS, FULL_TICKS, HOLD_TICKS, STALE_TICKS};
 use super::{Place, Places, State, Status};
@@ -25,19 +27,37 @@ const PLACE: u32 = (1 << 29) - 1;
 /// A watch, at its session.
 #[derive(Clone, Copy, Debug)]
 struct Edge {
-    /// Place of the user, and bits.
-    target: u32,
-    /// Where in the user's list the session is.
-    position: u32,
+    /// Place of the user, and bits: the upper half, and the lower.
+    target: [u16; 2],
+    /// Where in the user's list the session is: the low bits.
+    position: u16,
 }
 
+const _: () = assert!(size_of::<Edge>() == 6);
+
 impl Edge {
-    fn place(self) -> u32 {
-        self.target & PLACE
+    fn new(target: u32, position: usize) -> Self {
+        Edge { target: [(target >> 16) as u16, target as u16], position: position as u16 }
     }
 
-    fn has(self, bit: u32) -> bool {
-        self.target & bit != 0
+    fn target(self) -> u32 {
+        u32::from(self.target[0]) << 16 | u32::from(self.target[1])
+    }
+
+    fn place(self) -> u32 {
+        self.target() & PLACE
+    }
+
+    fn has(self, bits: u32) -> bool {
+        self.target() & bits != 0
+    }
+
+    fn set(&mut self, bit: u32) {
+        *self = Edge::new(self.target() | bit, self.position.into());
+    }
+
+    fn clear(&mut self, bit: u32) {
+        *self = Edge::new(self.target() & !bit, self.position.into());
     }
 }
 
@@ -67,8 +87,9 @@ impl Session {
 struct Target {
     user: u64,
     /// Slots of the sessions that watch.
-    watchers: Vec<u32>,
-    classes: Option<Box<Box<[u8]>>>,
+    watchers: List,
+    /// The number of the list of classes.
+    classes: u32,
     since_s: u32,
     /// Number of the home that was asked.
     home: u16,
@@ -78,7 +99,7 @@ struct Target {
     late: u8,
 }
 
-const _: () = assert!(size_of::<Target>() == 48);
+const _: () = assert!(size_of::<Target>() == 24);
 
 /// Watchers may be told of the user: something is known, or has not become known in time.
 const SHOWN: u8 = 1;
@@ -107,10 +128,6 @@ impl Target {
 
     fn has(&self, bit: u8) -> bool {
         self.bits & bit != 0
-    }
-
-    fn classes(&self) -> &[u8] {
-        self.classes.as_ref().map_or(&[], |classes| classes)
     }
 }
 
@@ -143,6 +160,9 @@ pub(crate) struct Shown<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Watchers {
     targets: Table<Target>,
+    /// Who watches each of them, and the classes of their devices.
+    lists: Lists,
+    classes: ClassLists,
     /// The homes of users who are watched.
     places: Places,
     sessions: HashMap<u32, Session>,
@@ -158,7 +178,7 @@ pub(crate) struct Watchers {
     stale: VecDeque<(u32, u64)>,
     /// Watches.
     edges: usize,
-    /// Bytes of lists and classes outside the tables.
+    /// Bytes of lists of edges.
     list_bytes: usize,
     /// Where the walk is that looks for homes again.
     walk: Option<u32>,
@@ -166,7 +186,7 @@ pub(crate) struct Watchers {
 
 const EDGE_BYTES: usize = size_of::<Edge>();
 /// What one more watch may take: its edge, its user, and the place in the index of users.
-const WATCH_BYTES_MOST: usize = EDGE_BYTES + 4 + size_of::<Target>() + 16;
+const WATCH_BYTES_MOST: usize = EDGE_BYTES + Lists::NUMBER_BYTES_MOST + size_of::<Target>() + 16;
 
 impl Watchers {
     /// Watches.
@@ -188,6 +208,8 @@ impl Watchers {
     pub(crate) fn bytes(&self) -> usize {
         let queues = self.again.capacity() + self.full.capacity() + self.fresh.capacity() + self.stale.capacity();
         self.targets.bytes()
+            + self.lists.bytes()
+            + self.classes.bytes()
             + self.sessions.allocation_size()
             + self.list_bytes
             + queues * size_of::<(u32, u64)>()
@@ -249,24 +271,19 @@ impl Watchers {
             Ok(at) => {
                 let edge = &mut session.edges[at];
                 if follow {
-                    edge.target &= !ONCE;
+                    edge.clear(ONCE);
                 }
                 // Asked again, it is answered again.
                 if tells && !edge.has(DIRTY) {
-                    edge.target |= DIRTY;
+                    edge.set(DIRTY);
                     session.dirty += 1;
                 }
             }
             Err(at) => {
-                if target.watchers.len() == target.watchers.capacity() {
-                    let before = target.watchers.capacity();
-                    target.watchers.reserve_exact(before / 8 + 1);
-                    self.list_bytes += (target.watchers.capacity() - before) * 4;
-                }
                 let bit = |is: bool, bit: u32| if is { bit } else { 0 };
                 let bits = bit(!follow, ONCE) | bit(!allowed, REFUSED) | bit(tells, DIRTY);
-                session.edges.insert(at, Edge { target: place | bits, position: target.watchers.len() as u32 });
-                target.watchers.push(slot);
+                session.edges.insert(at, Edge::new(place | bits, self.lists.len(target.watchers)));
+                target.watchers = self.lists.push(target.watchers, slot);
                 session.dirty += u32::from(tells);
                 self.edges += 1;
             }
@@ -291,14 +308,14 @@ impl Watchers {
     pub(crate) fn unwatch(&mut self, slot: u32, users: &[u64]) {
         let Some(mut session) = self.sessions.remove(&slot) else { return };
         if users.is_empty() {
-            self.let_go(&mut session);
+            self.let_go(slot, &mut session);
         } else {
             for user in users {
                 let place = self.targets.find(*user);
                 let Some(at) = place.and_then(|place| session.find(place).ok()) else { continue };
                 let edge = session.edges.remove(at);
                 session.dirty -= u32::from(edge.has(DIRTY));
-                self.cut(edge, &mut session);
+                self.cut(slot, edge, &mut session);
             }
         }
         self.put(slot, session);
@@ -307,36 +324,42 @@ impl Watchers {
     /// The session in a slot has ended.
     pub(crate) fn session_ended(&mut self, slot: u32) {
         let Some(mut session) = self.sessions.remove(&slot) else { return };
-        self.let_go(&mut session);
+        self.let_go(slot, &mut session);
         self.list_bytes -= session.edges.capacity() * EDGE_BYTES;
     }
 
-    fn let_go(&mut self, session: &mut Session) {
+    fn let_go(&mut self, slot: u32, session: &mut Session) {
         while let Some(edge) = session.edges.pop() {
-            self.cut(edge, session);
+            self.cut(slot, edge, session);
         }
         session.dirty = 0;
     }
 
     /// Takes a watch that its session has let go off the user's list. `session` is not in the table meanwhile.
-    fn cut(&mut self, edge: Edge, session: &mut Session) {
+    fn cut(&mut self, slot: u32, edge: Edge, session: &mut Session) {
         self.edges -= 1;
         let place = edge.place();
         let Some(target) = self.targets.at(place) else { return };
-        target.watchers.swap_remove(edge.position as usize);
-        if let Some(moved) = target.watchers.get(edge.position as usize) {
+        let position = self.lists.position(target.watchers, edge.position, slot);
+        debug_assert!(position.is_some(), "an edge knows where it is on the user's list");
+        let Some(position) = position else { return };
+        target.watchers = self.lists.swap_remove(target.watchers, position);
+        if let Some(moved) = self.lists.get(target.watchers, position) {
             // It has the place of the one that went. A session is on the list once, so it is another one.
-            if let Some(other) = self.sessions.get_mut(moved)
+            if let Some(other) = self.sessions.get_mut(&moved)
                 && let Ok(at) = other.find(place)
             {
-                other.edges[at].position = edge.position;
+                other.edges[at].position = position as u16;
             }
         }
         debug_assert!(session.find(place).is_err());
         if target.watchers.is_empty() {
             let (user, home) = (target.user, target.home);
-            self.list_bytes -= target.watchers.capacity() * 4 + held_by(target.classes());
+            self.classes.let_go(target.classes);
             self.targets.remove(place);
+            if self.targets.len() == 0 {
+                self.lists = Lists::default();
+            }
             if let Some(place) = self.places.at(home) {
                 self.words.push_back(Word::Forget { user, place });
             }
@@ -352,9 +375,13 @@ impl Watchers {
             if refused == edge.has(REFUSED) {
                 continue;
             }
-            edge.target ^= REFUSED;
+            if refused {
+                edge.set(REFUSED);
+            } else {
+                edge.clear(REFUSED);
+            }
             if (refused || target.has(SHOWN)) && !edge.has(DIRTY) {
-                edge.target |= DIRTY;
+                edge.set(DIRTY);
                 session.dirty += 1;
             }
         }
@@ -422,7 +449,8 @@ impl Watchers {
             true => (target.since_s, None),
             false => (state.since_s, Some(state.classes)),
         };
-        let news = !same || target.since_s != since_s || classes.is_some_and(|new| new != target.classes());
+        let is_news = |new: &[u8]| new != self.classes.get(target.classes);
+        let news = !same || target.since_s != since_s || classes.is_some_and(is_news);
         target.set_status(state.status);
         target.since_s = since_s;
         if let Some(classes) = classes {
@@ -444,10 +472,9 @@ impl Watchers {
     }
 
     fn set_classes(&mut self, place: u32, classes: &[u8]) {
-        let Some(target) = self.targets.at(place).filter(|target| target.classes() != classes) else { return };
-        self.list_bytes -= held_by(target.classes());
-        target.classes = (!classes.is_empty()).then(|| Box::new(classes.into()));
-        self.list_bytes += held_by(classes);
+        let Some(target) = self.targets.at(place) else { return };
+        let before = std::mem::replace(&mut target.classes, self.classes.number(classes));
+        self.classes.let_go(before);
     }
 
     /// What is known of a user is no home's any more. It counts for a while, until a home says something.
@@ -478,19 +505,20 @@ impl Watchers {
 
     /// Everybody who watches a user is to be told.
     fn mark(&mut self, place: u32) {
-        let Some(target) = self.targets.at(place) else { return };
-        for slot in &target.watchers {
-            let Some(session) = self.sessions.get_mut(slot) else { continue };
+        let Some(watchers) = self.targets.look(place).map(|target| target.watchers) else { return };
+        for position in 0..self.lists.len(watchers) {
+            let Some(slot) = self.lists.get(watchers, position) else { break };
+            let Some(session) = self.sessions.get_mut(&slot) else { continue };
             let Ok(at) = session.find(place) else { continue };
             let edge = &mut session.edges[at];
             if edge.has(DIRTY | REFUSED) {
                 continue;
             }
-            edge.target |= DIRTY;
+            edge.set(DIRTY);
             session.dirty += 1;
             if !session.listed {
                 session.listed = true;
-                self.listed.push_back(*slot);
+                self.listed.push_back(slot);
             }
         }
     }
@@ -626,13 +654,16 @@ impl Watchers {
             let Some(target) = self.targets.look(edge.place()) else { continue };
             let state = match edge.has(REFUSED) {
                 true => State { status: Status::Offline, since_s: 0, classes: &[] },
-                false => State { status: target.status(), since_s: target.since_s, classes: target.classes() },
+                false => {
+                    let classes = self.classes.get(target.classes);
+                    State { status: target.status(), since_s: target.since_s, classes }
+                }
             };
             if told == FRAME_USERS_MAX || !each(Shown { user: target.user, state }) {
                 break;
             }
             told += 1;
-            edge.target &= !DIRTY;
+            edge.clear(DIRTY);
             session.dirty -= 1;
             if edge.has(ONCE) {
                 over.push(edge.place());
@@ -641,16 +672,11 @@ impl Watchers {
         for place in over {
             if let Ok(at) = session.find(place) {
                 let edge = session.edges.remove(at);
-                self.cut(edge, &mut session);
+                self.cut(slot, edge, &mut session);
             }
         }
         self.put(slot, session);
     }
-}
-
-/// Bytes of the boxes around a list of classes.
-fn held_by(classes: &[u8]) -> usize {
-    if classes.is_empty() { 0 } else { size_of::<Box<[u8]>>() + classes.len() }
 }
 
 #[cfg(test)]

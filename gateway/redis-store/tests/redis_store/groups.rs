@@ -1,10 +1,10 @@
 //! Groups in a real Redis Cluster: they answer like the embedded ones, and what spans a group and a user agrees.
 
-use super::{Running, cluster, limits, record};
+use super::{Running, cluster, limits, record, settings as settings_of};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use trunkline_redis_store::GroupBounds;
+use trunkline_redis_store::{GroupBounds, Tool};
 use trunkline_store::{
     Answer, GroupAsk, GroupDenial, GroupLimits, GroupReply, GroupSettings, Groups, JoinRule, Member, MemberChange,
     Memory, Refusal, Reply, Request, Role, Store, WithGroups, group_store_limits, stamp_at,
@@ -235,4 +235,57 @@ fn groups_that_have_ended_do_not_count_for_their_members() {
         }
         assert_eq!(running.groups_of(user).len() as u64, most - 1);
     }
+}
+
+#[test]
+fn groups_are_exported_and_imported_with_what_those_have_said_who_have_left() {
+    let redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
+    let running = Running::start(&redis, limits(), None);
+    let (group, copy) = (970_001, 970_002);
+    let settings = GroupSettings { join: JoinRule::Api, members_max: 4, muted: false, ttl_s: 0 };
+    running.group(0, group, GroupAsk::Put { settings });
+    for (user, role) in [(97_001, Role::Member), (97_002, Role::Admin), (97_003, Role::Owner)] {
+        let member = Member { role, muted_until_s: 0, notify: user == 97_001 };
+        running.group(0, group, GroupAsk::Join { user, member, added: true, create: false });
+    }
+    // More than the log keeps.
+    (0..30).for_each(|id| drop(running.say(0, group, 97_001 + id % 3, id)));
+    running.group(0, group, GroupAsk::Leave { user: 97_003 });
+    let read = |running: &Running, group| {
+        let ask = GroupAsk::Read { user: None, after: 1, since_ms: 0, limit: 1_000, bytes_max: u32::MAX };
+        match running.group(0, group, ask) {
+            Reply::Group(reply) => match *reply {
+                GroupReply::Page { page, .. } => page,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    };
+    let last = read(&running, group).last;
+    let mark = Request::Group { group, ask: Box::new(GroupAsk::Mark { user: 97_002, stamp: last }), token: None };
+    running.send(0, mark);
+    assert_eq!(read(&running, group).last, last, "the mark was before it");
+
+    let of_tool = settings_of(&redis, limits(), None, &running.clock_ms);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let tool = Tool::connect(of_tool).await.unwrap();
+        let lines = async |group: u64| {
+            let mut out = Vec::new();
+            tool.export(&mut out).await.unwrap();
+            let (text, of_group) = (String::from_utf8(out).unwrap(), format!("{{\"group\":\"{group}\","));
+            text.lines().filter(|line| line.starts_with(&of_group)).map(|line| format!("{line}\n")).collect::<String>()
+        };
+        let exported = lines(group).await;
+        let renamed = exported.replace("\"970001\"", "\"970002\"");
+        let imported = tool.import(&mut renamed.as_bytes()).await.unwrap();
+        let counts = (imported.groups, imported.members, imported.group_messages, imported.duplicates);
+        let messages = read(&running, group).records.len() as u64;
+        assert_eq!((counts, imported.refused), ((1, 2, messages, 0), 0));
+        assert_eq!(lines(copy).await, renamed);
+        assert_eq!(read(&running, copy), read(&running, group), "floor and end of the log are the same");
+        let imported = tool.import(&mut renamed.as_bytes()).await.unwrap();
+        assert_eq!((imported.groups, imported.members), (0, 0), "what is there stays");
+    });
+    assert!(running.groups_of(97_001).contains(&copy) && !running.groups_of(97_003).contains(&copy));
 }

@@ -48,17 +48,21 @@ fn limits() -> Limits {
     }
 }
 
+fn settings(redis: &RedisCluster, limits: Limits, sync: Option<StoreSync>, clock_ms: &Arc<AtomicU64>) -> Settings {
+    let time = clock_ms.clone();
+    Settings {
+        redis: RedisConfig::parse(&redis.url()).unwrap(),
+        sync,
+        limits,
+        groups: groups::bounds(),
+        clock: Arc::new(move || time.load(Ordering::Relaxed)),
+    }
+}
+
 impl Running {
     fn start(redis: &RedisCluster, limits: Limits, sync: Option<StoreSync>) -> Self {
         let clock_ms = Arc::new(AtomicU64::new(BEGIN_MS));
-        let time = clock_ms.clone();
-        let settings = Settings {
-            redis: RedisConfig::parse(&redis.url()).unwrap(),
-            sync,
-            limits,
-            groups: groups::bounds(),
-            clock: Arc::new(move || time.load(Ordering::Relaxed)),
-        };
+        let settings = settings(redis, limits, sync, &clock_ms);
         let mail = StoreMail::new(StoreMail::BYTES_MAX);
         let (sender, answers) = channel();
         let give = move |source, batch| drop(sender.send((source, batch)));

@@ -1,6 +1,8 @@
 //! Groups on a store of their own: requests become operations and messages, one commit makes a batch durable, and only
 //! then it is answered.
 
+mod copy;
+
 use super::book::{Book, Group, Op, Undo};
 use super::page::{Line, PIECE};
 use crate::group_ask::{GroupAsk, GroupDenial, GroupReply, JoinRule};

@@ -229,3 +229,83 @@ fn what_was_answered_is_there_after_a_crash_and_what_was_refused_never_happened(
         }
     }
 }
+
+#[test]
+fn groups_that_are_exported_and_imported_are_the_same() {
+    let (disk, hands) = (SimDisk::new(), Hands::new());
+    let mut store = begin(&disk, &hands, GroupLimits::default());
+    let settings = GroupSettings { join: JoinRule::Api, members_max: 9, muted: false, ttl_s: 0 };
+    group(&mut store, 7, GroupAsk::Put { settings });
+    let roles = [Role::Member, Role::Admin, Role::Owner];
+    for (user, role) in (1..=3).zip(roles) {
+        let member = Member { role, muted_until_s: u32::from(user == 2), notify: user != 3 };
+        group(&mut store, 7, GroupAsk::Join { user, member, added: true, create: false });
+    }
+    // More than the log keeps, so that there is a floor; and the sender of some has left.
+    let stamps: Vec<u64> = (0..80)
+        .map(|id| match group(&mut store, 7, append(1 + id % 3, id, false)) {
+            GroupReply::Stored { stamp, .. } => stamp,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    store.apply(&mut vec![(0, mark(7, 1, stamps[70])), (0, mark(7, 2, stamps[79]))], &mut |_, _| {});
+    group(&mut store, 7, GroupAsk::Leave { user: 3 });
+    join(&mut store, 8, 5);
+    group(&mut store, 9, GroupAsk::Put { settings: GroupSettings::default() });
+
+    let export = |store: &mut Both| {
+        let mut lines = Vec::new();
+        store.groups().expect("some").export(&mut lines).expect("they are written");
+        lines
+    };
+    let lines = export(&mut store);
+    let other = SimDisk::new();
+    let mut inboxes = open(&SimDisk::new(), &limits(), &hands);
+    let mut copy = begin(&other, &hands, GroupLimits::default());
+    let imported = inboxes.import_with(copy.groups(), &mut &lines[..]).expect("they are read");
+    assert_eq!((imported.groups, imported.members, imported.refused), (3, 3, 0));
+    assert_eq!(imported.group_messages, read(&mut store, 7).len() as u64);
+    // Once more, and after a crash: what is there stays.
+    drop(copy);
+    for _ in 0..2 {
+        let mut copy = begin(&other, &hands, GroupLimits::default());
+        let again = inboxes.import_with(copy.groups(), &mut &lines[..]).expect("they are read");
+        assert_eq!((again.groups, again.members, again.group_messages), (0, 0, 0));
+        assert_eq!(again.duplicates, imported.group_messages);
+        assert_eq!(export(&mut copy), lines);
+    }
+    let mut copy = begin(&other, &hands, GroupLimits::default());
+    let page = |store: &mut Both| {
+        group(store, 7, GroupAsk::Read { user: Some(1), after: 1, since_ms: 0, limit: 1_000, bytes_max: 1 << 20 })
+    };
+    assert_eq!(page(&mut copy), page(&mut store), "floor and end of the log are the same");
+    assert_eq!(group(&mut copy, 7, GroupAsk::Reads { stamp: stamps[75] }), GroupReply::Reads { read: 1, members: 2 });
+    // The next message has a later position.
+    let GroupReply::Stored { stamp, .. } = group(&mut copy, 7, append(1, 100, false)) else { panic!("it is stored") };
+    assert!(stamp > stamps[79]);
+    let refused = inboxes.import(&mut &lines[..]).expect_err("there are no groups to take them");
+    assert!(refused.to_string().starts_with("line 1: "), "{refused}");
+    let room = "{\"group\":\"9223372036854775808\",\"members\":[]}\n";
+    let refused = inboxes.import_with(copy.groups(), &mut room.as_bytes()).expect_err("nothing is kept of a room");
+    assert!(refused.to_string().contains("is not a group"), "{refused}");
+}
+
+#[test]
+fn an_import_holds_the_limits_of_members_and_groups() {
+    let (disk, hands) = (SimDisk::new(), Hands::new());
+    let mut store = begin(&disk, &hands, GroupLimits::default());
+    for user in 1..=5 {
+        join(&mut store, 7, user);
+        join(&mut store, 8, user);
+    }
+    group(&mut store, 8, append(1, 1, false));
+    let mut lines = Vec::new();
+    store.groups().expect("some").export(&mut lines).expect("they are written");
+    let mut inboxes = open(&SimDisk::new(), &limits(), &hands);
+    let most = GroupLimits { members_max: 3, groups_max: 1, ..GroupLimits::default() };
+    let mut copy = begin(&SimDisk::new(), &hands, most);
+    let imported = inboxes.import_with(copy.groups(), &mut &lines[..]).expect("they are read");
+    assert_eq!((imported.groups, imported.members), (1, 3));
+    assert_eq!(imported.refused, 2 + 1 + 1 + 5, "two members; a group with a message and five members");
+    assert_eq!((members(&mut copy, 7), members(&mut copy, 8)), (vec![1, 2, 3], vec![]));
+}

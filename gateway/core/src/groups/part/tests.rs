@@ -80,15 +80,15 @@ fn a_session_gets_what_is_sent_while_it_is_in_each_once_and_in_order() {
                 }
                 _ => {
                     let before = got.walked;
-                    parts.walk(rng.within(1, 6) as usize, &mut got);
+                    parts.walk(rng.within(1, 6) as usize, Pace::default(), &mut got);
                     assert!(got.walked - before <= 6, "seed {seed}");
                 }
             }
             let all: usize = members.values().map(BTreeSet::len).sum();
             assert!(parts.memberships() <= all, "seed {seed}");
         }
-        parts.walk(usize::MAX, &mut got);
-        assert!(parts.is_idle() && parts.queued_bytes() == 0, "seed {seed}");
+        parts.walk(usize::MAX, Pace::default(), &mut got);
+        assert!(parts.is_idle(0) && parts.queued_bytes() == 0, "seed {seed}");
         for (who, frames) in &due {
             let have = got.frames.get(who).cloned().unwrap_or_default();
             if !gone.contains(who) {
@@ -119,13 +119,13 @@ fn without_changes_every_session_gets_every_frame_whatever_the_stretches() {
     for frame in 0..5u8 {
         assert!(parts.push(7, 1, None, &[frame], 1 << 20));
         parts.push(8, 1, None, &[frame], 1 << 20);
-        parts.walk(300, &mut got);
+        parts.walk(300, Pace::default(), &mut got);
         // The small group waits for a stretch of the large one, and for no more.
-        parts.walk(300, &mut got);
+        parts.walk(300, Pace::default(), &mut got);
         assert_eq!(got.frames[&(got.conn(5_000), 8)].len(), usize::from(frame) + 1);
     }
-    while !parts.is_idle() {
-        parts.walk(4_096, &mut got);
+    while !parts.is_idle(0) {
+        parts.walk(4_096, Pace::default(), &mut got);
     }
     for slot in 0..2_000 {
         assert_eq!(got.frames[&(got.conn(slot), 7)], [0, 1, 2, 3, 4]);
@@ -141,13 +141,13 @@ fn frames_beyond_the_bound_are_told_as_missing_and_nothing_is_kept_of_those_who_
     assert!(parts.push(7, 1, None, &[1; 100], 150));
     assert!(!parts.push(7, 1, None, &[2; 100], 150));
     assert!(!parts.push(7, 1, None, &[3; 100], 150));
-    parts.walk(100, &mut got);
+    parts.walk(100, Pace::default(), &mut got);
     assert_eq!((got.missed.len(), parts.queued_bytes()), (3, 0));
     parts.push(7, 1, None, &[4; 100], 150);
     parts.end(7);
     assert_eq!((parts.len(), parts.memberships(), parts.queued_bytes()), (0, 0, 0));
-    parts.walk(100, &mut got);
-    assert!(got.frames.values().all(|frames| frames.len() == 100) && parts.is_idle());
+    parts.walk(100, Pace::default(), &mut got);
+    assert!(got.frames.values().all(|frames| frames.len() == 100) && parts.is_idle(0));
 }
 
 /// What was missed is told at once, with how far the groups are then.
@@ -157,6 +157,131 @@ fn tell_missed(parts: &Parts, got: &mut Got, told: &mut BTreeMap<(ConnId, u64), 
             told.insert((conn, group), part.last);
         }
     }
+}
+
+#[test]
+fn frames_of_a_busy_room_are_gathered_and_none_waits_longer_than_that() {
+    const ROOM: u64 = 1 << 63;
+    const GATHER_MS: u64 = 20;
+    for seed in 0..100 {
+        let mut rng = Rng::new(seed);
+        let (mut parts, mut got) = (Parts::default(), Got::default());
+        for slot in 0..3 {
+            parts.join(got.conn(slot), ROOM, 0, 0);
+        }
+        parts.join(got.conn(3), 7, 0, 0);
+        // When each frame came, and how many walks there were.
+        let (mut pushed, mut given, mut walks) = (Vec::new(), 0, 0);
+        let length_ms = 2_000;
+        let busy = rng.within(20, 600);
+        for now_ms in 0..length_ms {
+            if rng.chance(busy as u32) {
+                assert!(parts.push(ROOM, 1, None, &[1], 1 << 20));
+                pushed.push(now_ms);
+            }
+            if rng.chance(100) {
+                assert!(parts.push(7, 1, None, &[1], 1 << 20));
+            }
+            let roll = rng.below(40);
+            if roll == 0 {
+                parts.join(got.conn(4), ROOM, 0, 0);
+            } else if roll == 1 {
+                parts.leave(got.conn(4), ROOM);
+            }
+            let pace = Pace { now_ms, room_gather_ms: GATHER_MS };
+            assert_eq!(
+                parts.is_idle(now_ms),
+                parts.active.is_empty() && parts.gathered_ms().is_none_or(|due| due > now_ms)
+            );
+            parts.walk(usize::MAX, pace, &mut got);
+            assert!(parts.is_idle(now_ms), "seed {seed}: nothing is to be done before the next time");
+            let now_given = got.frames.get(&(got.conn(0), ROOM)).map_or(0, Vec::len);
+            walks += u64::from(now_given > given);
+            given = now_given;
+            let waiting = pushed[given..].first();
+            assert!(waiting.is_none_or(|pushed_ms| now_ms - pushed_ms < GATHER_MS), "seed {seed}: {waiting:?}");
+            assert_eq!(parts.gathered_ms().is_some(), waiting.is_some(), "seed {seed}");
+            let of_group = parts.get(7).map_or(0, |part| part.queue.len());
+            assert_eq!(of_group, 0, "seed {seed}: a group with members does not wait");
+        }
+        assert!(walks <= length_ms / GATHER_MS, "seed {seed}: {walks} walks");
+        assert!(walks < pushed.len() as u64, "seed {seed}: some went together");
+        parts.end(ROOM);
+        assert_eq!((parts.gathered_ms(), parts.len()), (None, 1), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_is_gathered_goes_at_once_when_it_is_much_and_when_the_shard_drains() {
+    const ROOMS: [u64; 3] = [1 << 63, (1 << 63) + 1, (1 << 63) + 2];
+    let pace = Pace { now_ms: 5, room_gather_ms: 20 };
+    let (mut parts, mut got) = (Parts::default(), Got::default());
+    let given = |got: &Got, room| got.frames.get(&(got.conn(0), room)).map_or(0, Vec::len);
+    for room in ROOMS {
+        parts.join(got.conn(0), room, 0, 0);
+        assert!(parts.push(room, 1, None, &[1], 1 << 20));
+    }
+    parts.walk(100, pace, &mut got);
+    assert!(ROOMS.iter().all(|room| given(&got, *room) == 1), "the rooms were quiet");
+    assert_eq!(parts.take_tally(), Tally { walks: 3, frames: 3, early: 0 });
+
+    // Of one room, more than is given at once.
+    assert!(parts.push(ROOMS[0], 1, None, &[2; RUN_BYTES - 1], 1 << 20));
+    assert!(parts.push(ROOMS[1], 1, None, &[2; 10], 1 << 20));
+    parts.walk(100, pace, &mut got);
+    assert_eq!((given(&got, ROOMS[0]), given(&got, ROOMS[1])), (1, 1), "they wait");
+    assert!(parts.push(ROOMS[0], 1, None, &[3; 2], 1 << 20));
+    assert!(!parts.is_idle(5));
+    parts.walk(100, pace, &mut got);
+    assert_eq!((given(&got, ROOMS[0]), given(&got, ROOMS[1])), (RUN_BYTES + 2, 1));
+    assert_eq!(parts.take_tally(), Tally { walks: 2, frames: 2, early: 1 });
+
+    // Of all of them, more than a half of what may be held.
+    assert!(parts.push(ROOMS[2], 1, None, &[4; 100], 1_000));
+    parts.walk(100, pace, &mut got);
+    assert_eq!(parts.queued_bytes(), 110);
+    assert!(parts.push(ROOMS[0], 1, None, &[4; 400], 1_000));
+    parts.walk(100, pace, &mut got);
+    assert_eq!((given(&got, ROOMS[1]), given(&got, ROOMS[2])), (11, 101), "all that waited");
+    assert_eq!((parts.take_tally().early, parts.queued_bytes()), (2, 400));
+
+    // And all of it when nothing is to be held any more, and from then on.
+    parts.walk(100, Pace::AT_ONCE, &mut got);
+    assert_eq!((given(&got, ROOMS[0]), parts.queued_bytes(), parts.gathered_ms()), (RUN_BYTES + 402, 0, None));
+    assert!(parts.push(ROOMS[0], 1, None, &[5], 1_000));
+    parts.walk(100, pace, &mut got);
+    assert_eq!(given(&got, ROOMS[0]), RUN_BYTES + 403, "nor is anything left of that when the drain is called off");
+}
+
+#[test]
+fn frames_that_are_dropped_are_told_to_those_who_have_not_had_them() {
+    const ROOM: u64 = 1 << 63;
+    let (mut parts, mut got) = (Parts::default(), Got::default());
+    for slot in 0..10 {
+        parts.join(got.conn(slot), 7, 0, 0);
+        parts.join(got.conn(slot), ROOM, 0, 0);
+    }
+    let pace = Pace { now_ms: 5, room_gather_ms: 20 };
+    assert!(parts.push(ROOM, 1, None, &[1], 1 << 20));
+    parts.walk(100, pace, &mut got);
+    assert!(parts.push(ROOM, 1, None, &[2], 1 << 20));
+    parts.walk(100, pace, &mut got);
+    assert!(parts.push(7, 1, None, &[1], 1 << 20));
+    parts.walk(4, pace, &mut got);
+    assert!(parts.push(7, 1, None, &[2], 1 << 20));
+    parts.drop_frames();
+    assert_eq!((parts.queued_bytes(), parts.gathered_ms()), (0, None));
+    while !parts.is_idle(5) {
+        parts.walk(3, pace, &mut got);
+    }
+    let had = got.frames.iter().filter(|((_, group), _)| *group == 7).count();
+    assert_eq!(had, 4, "and nobody had the second one");
+    assert!(got.frames.values().all(|frames| frames == &[1]));
+    let missed = |group| got.missed.iter().filter(|(_, missed)| *missed == group).count();
+    assert_eq!((missed(7), missed(ROOM)), (10, 10));
+    assert!(parts.push(7, 1, None, &[3], 1 << 20));
+    parts.walk(100, pace, &mut got);
+    assert!((0..10).all(|slot| got.frames[&(got.conn(slot), 7)].last() == Some(&3)), "what comes later is given");
 }
 
 /// A step of the rounds, in which who is told of what is noted: the sessions with the stamps, by group.
@@ -247,7 +372,7 @@ fn in_large_groups_the_attentive_get_frames_and_the_others_are_told_the_last_sta
                         }
                     }
                     // As a turn does.
-                    parts.walk(if rng.chance(800) { usize::MAX } else { 2 }, &mut got);
+                    parts.walk(if rng.chance(800) { usize::MAX } else { 2 }, Pace::default(), &mut got);
                     tell_missed(&parts, &mut got, &mut told);
                 }
                 _ => {
@@ -263,7 +388,7 @@ fn in_large_groups_the_attentive_get_frames_and_the_others_are_told_the_last_sta
             let attentive = members.values().flat_map(BTreeMap::values).filter(|attends| **attends).count();
             assert!(parts.attentive() <= attentive, "seed {seed}");
         }
-        parts.walk(usize::MAX, &mut got);
+        parts.walk(usize::MAX, Pace::default(), &mut got);
         tell_missed(&parts, &mut got, &mut told);
         // What could not be told in a round because frames were on their way is told in the next one.
         (0..2 * ROUND).for_each(|_| drop(step(&mut parts, &got, &mut told)));
@@ -292,7 +417,7 @@ fn a_busy_group_that_is_not_large_any_more_tells_once_what_it_had_not_given() {
         }
         // Frames of before are on their way, and have to come before the news.
         assert!(parts.push(7, 1, None, &[1], 1 << 20));
-        parts.walk(rng.below(20) as usize, &mut got);
+        parts.walk(rng.below(20) as usize, Pace::default(), &mut got);
         parts.set_passive(7, true);
         let part = parts.get_mut(7).expect("it has sessions");
         (part.last, part.number) = (10, 1);
@@ -308,7 +433,7 @@ fn a_busy_group_that_is_not_large_any_more_tells_once_what_it_had_not_given() {
             } else {
                 parts.leave(late, 7);
             }
-            parts.walk(rng.within(1, 60) as usize, &mut got);
+            parts.walk(rng.within(1, 60) as usize, Pace::default(), &mut got);
             // Who has come since may be told along with the others.
             for (slot, news) in parts.next_step().into_iter().filter(|(slot, _)| slots.contains(slot)) {
                 assert_eq!(news, [News { group: 7, stamp: 10, number: 1 }], "seed {seed}");
@@ -348,6 +473,6 @@ fn a_tick_looks_at_so_many_sessions_and_every_one_is_told_all_the_same() {
     for times in times.values() {
         assert!(times.len() >= 3 && times.windows(2).all(|pair| pair[1] - pair[0] >= ROUND), "{times:?}");
     }
-    parts.walk(usize::MAX, &mut got);
+    parts.walk(usize::MAX, Pace::default(), &mut got);
     assert!(got.frames.is_empty());
 }

@@ -58,6 +58,10 @@ impl World {
                 let due_us = self.now_us + u64::from(ms) * 1_000 + self.rng.below(self.faults.tick_late_us_max);
                 self.post(ring, due_us, Completion::Tick, Vec::new());
             }
+            Submission::Pause { ms } => {
+                let due_us = self.now_us + u64::from(ms) * 1_000 + self.rng.below(self.faults.tick_late_us_max);
+                self.post(ring, due_us, Completion::Paused, Vec::new());
+            }
         }
     }
 

@@ -152,6 +152,10 @@ impl Io for SimIo {
         self.push(Submission::Tick { ms });
     }
 
+    fn pause(&mut self, ms: u32) {
+        self.push(Submission::Pause { ms });
+    }
+
     fn buffer(&self, buf: BufId, len: usize) -> &[u8] {
         &self.held[usize::from(buf.0)].as_ref().expect("only a buffer the kernel filled is read")[..len]
     }

@@ -20,6 +20,7 @@ pub(crate) enum Submission {
     Wake { ring: usize },
     Dial { token: u32, address: SocketAddr },
     Tick { ms: u32 },
+    Pause { ms: u32 },
 }
 
 /// How far an operation has got. The shard counts it as under way through all of them.
@@ -117,6 +118,7 @@ pub(crate) struct Ring {
     /// Slot of each send under way, by its id. Ids are used again as soon as the shard has the completion.
     pub sends: Vec<Option<u32>>,
     pub ticking: bool,
+    pub pausing: bool,
     /// Tokens of the dials under way.
     pub dials: BTreeSet<u32>,
     /// Its process has been killed.
@@ -138,6 +140,7 @@ impl Ring {
             completions: VecDeque::new(),
             sends: Vec::new(),
             ticking: false,
+            pausing: false,
             dials: BTreeSet::new(),
             dead: false,
             host,

@@ -271,6 +271,10 @@ impl World {
             assert!(!self.rings[ring].ticking, "contract: one tick at a time");
             self.rings[ring].ticking = true;
         }
+        if let Submission::Pause { .. } = submission {
+            assert!(!self.rings[ring].pausing, "contract: one pause at a time");
+            self.rings[ring].pausing = true;
+        }
         self.rings[ring].submissions.push_back(submission);
         if self.rng.chance(self.faults.submit_early) {
             self.rings[ring].sq_full += 1;
@@ -425,6 +429,7 @@ impl World {
                 }
             }
             Completion::Tick => kernel.ticking = false,
+            Completion::Paused => kernel.pausing = false,
             Completion::Accept { .. } | Completion::Recv { .. } | Completion::Closed { .. } | Completion::Wake => {}
         }
         let (what, a) = describe(&completion);
@@ -489,6 +494,7 @@ fn describe(completion: &Completion) -> (&'static str, u64) {
             ("< dialed", u64::from(*token) << 32 | code(&result.map(|slot| slot as usize)) & 0xFFFF_FFFF)
         }
         Completion::Tick => ("< tick", 0),
+        Completion::Paused => ("< paused", 0),
         Completion::Wake => ("< wake", 0),
     }
 }

@@ -8,6 +8,9 @@
 //! 5. When all is well, each session of a member has everything that was stored since it is in the group: it was
 //!    given it, or was told of a gap, by a number or by HEADS, and has pulled it.
 //! 6. When all is well, sessions of users who are no members get nothing, whichever node they are at.
+//!
+//! The same holds while the master that has the groups is lost and a replica takes its place, and what was refused
+//! meanwhile is sent again.
 
 use super::Run;
 use super::scenario::{Scenario, Trouble};
@@ -17,6 +20,7 @@ use crate::mesh::MESH_PROTOCOL;
 use crate::simulation::Bug;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::ops::Range;
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{
     Code, FRAME_BYTES_MAX_LIMIT, Frame, Header, Heads, Kind, Login, Outcome, Sync, SyncOk, VERSION, decode, encode,
@@ -28,6 +32,8 @@ const USERS: u64 = 5;
 /// Sessions of each user; only the first one joins and leaves.
 const SESSIONS: usize = 2;
 const WINDOW_BYTES: usize = 1 << 20;
+/// How often a message that was refused is sent again.
+const RETRIES_MAX: u32 = 10;
 
 /// What a session knows of a group.
 #[derive(Debug, Default)]
@@ -66,6 +72,8 @@ struct Session {
     next_us: u64,
     heard_us: u64,
     groups: BTreeMap<u64, Standing>,
+    /// Messages that are to be sent again.
+    refused: Vec<u64>,
 }
 
 /// A message.
@@ -75,6 +83,8 @@ struct Said {
     outcome: Option<Outcome>,
     /// Sent when all was well.
     proves: bool,
+    /// How often it was sent again.
+    again: u32,
 }
 
 /// All clients, and what they have said.
@@ -87,6 +97,8 @@ pub(super) struct Members {
     next_id: u64,
     /// They say nothing any more.
     quiet: bool,
+    /// They send again what was refused as overloaded.
+    retries: bool,
     syncs: u64,
     gaps: u64,
 }
@@ -103,11 +115,12 @@ impl Members {
             next_us: 3_000_000 + rng.below(500_000),
             heard_us: 0,
             groups: BTreeMap::new(),
+            refused: Vec::new(),
         };
         let sessions = (1..=USERS).flat_map(|user| (0..SESSIONS).map(move |at| (user, at == 0)));
         let sessions = sessions.map(|(user, asks)| session(user, asks)).collect();
         let (said, world) = (BTreeMap::new(), world.clone());
-        Members { world, rng, doors, sessions, said, next_id: 0, quiet: false, syncs: 0, gaps: 0 }
+        Members { world, rng, doors, sessions, said, next_id: 0, quiet: false, retries: false, syncs: 0, gaps: 0 }
     }
 
     pub(super) fn next_due_us(&self) -> u64 {
@@ -162,6 +175,7 @@ impl Members {
         }
         (session.is_open, session.input) = (false, Vec::new());
         session.groups.clear();
+        session.refused.clear();
     }
 
     fn log_in(&mut self, at: usize, now_us: u64) {
@@ -194,6 +208,12 @@ impl Members {
         }
         let mut bytes = Vec::new();
         encode(&mut bytes, &Header { kind: Kind::Ping, flags: 0, aux: 7, id: 0, peer: 0, stamp: 0 }, &[]);
+        for id in std::mem::take(&mut self.sessions[at].refused) {
+            let said = self.said.get_mut(&id).expect("it was noted");
+            (said.outcome, said.again) = (None, said.again + 1);
+            let (kind, of_frame, peer) = (Kind::GroupSend, flags::ACK | flags::RETRY, said.group);
+            encode(&mut bytes, &Header { kind, flags: of_frame, aux: 0, id, peer, stamp: 0 }, b"hello");
+        }
         let group = *self.rng.pick(&GROUPS);
         let standing = self.sessions[at].groups.entry(group).or_default();
         let dice = self.rng.below(100);
@@ -231,7 +251,7 @@ impl Members {
     fn say(&mut self, out: &mut Vec<u8>, group: u64, proves: bool) {
         self.next_id += 1;
         let id = self.next_id;
-        self.said.insert(id, Said { group, outcome: None, proves });
+        self.said.insert(id, Said { group, outcome: None, proves, again: 0 });
         let header = Header { kind: Kind::GroupSend, flags: flags::ACK, aux: 0, id, peer: group, stamp: 0 };
         encode(out, &header, b"hello");
     }
@@ -292,6 +312,8 @@ impl Members {
                     // Its number is not known, so what is before it is asked for.
                     standing.has.insert(frame.id);
                     standing.head = standing.head.max(frame.stamp);
+                } else if self.retries && outcome == Outcome::Overloaded && said.again < RETRIES_MAX {
+                    self.sessions[at].refused.push(frame.id);
                 }
             }
             Kind::Error => {
@@ -433,12 +455,21 @@ fn scenario(seed: u64) -> Scenario {
 
 /// A whole run. Returns how many messages sessions had to have, and what happened.
 fn run(scenario: Scenario) -> super::super::Report {
+    run_with(scenario, Vec::new())
+}
+
+/// The same, with times at which the master that has the groups is lost.
+fn run_with(scenario: Scenario, fail_overs: Vec<Range<u64>>) -> super::super::Report {
     let seed = scenario.seed;
     let (active_ms, settle_ms) = (scenario.active_ms, scenario.settle_ms());
     let mut run = Run::of(scenario, false);
     run.crowd.mood = super::Mood::Leaving;
-    run.fleet.store = Some(SharedStore::new(seed));
-    run.members = Some(Members::new(seed, &run.world, run.fleet.doors()));
+    let mut members = Members::new(seed, &run.world, run.fleet.doors());
+    members.retries = !fail_overs.is_empty();
+    let mut store = SharedStore::new(seed);
+    store.fail_overs = fail_overs;
+    run.fleet.store = Some(store);
+    run.members = Some(members);
     run.run_for(active_ms);
     let troubles_end_us = run.now_us() + 120_000_000;
     run.run_until(troubles_end_us, |run| run.fleet.is_well());
@@ -463,21 +494,64 @@ fn run(scenario: Scenario) -> super::super::Report {
         ("syncs", members.syncs),
         ("gaps", members.gaps),
         ("stale", run.fleet.store.as_ref().map_or(0, |store| store.stale)),
+        ("stored unheard", run.fleet.store.as_ref().map_or(0, |store| store.done_unheard)),
+        ("not done", run.fleet.store.as_ref().map_or(0, |store| store.not_done)),
+        ("sent again", members.said.values().map(|said| u64::from(said.again)).sum()),
     ];
     let counts = counts.map(|(name, count)| (name.to_owned(), count)).into();
     super::super::Report { trace_hash: looked_for, counts }
 }
 
-#[test]
-fn groups_hold_while_nodes_come_and_go() {
-    let mut all: BTreeMap<String, u64> = BTreeMap::new();
-    for seed in 0..8 {
-        let report = super::super::outcome(|| run(scenario(seed)));
-        let report = report.unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
-        assert!(report.counts["looked for"] > 100, "seed {seed}: {:?}", report.counts);
-        report.counts.into_iter().for_each(|(name, count)| *all.entry(name).or_default() += count);
+/// Nodes to which nothing happens, or whatever happens otherwise, and a store whose master is lost now and then.
+fn failing_over(seed: u64) -> super::super::Report {
+    let mut rng = Rng::new(seed ^ 0xFA11_04E5);
+    let mut scenario = scenario(seed / 2);
+    if seed.is_multiple_of(2) {
+        scenario.troubles.clear();
     }
-    assert!(["failed", "gaps", "syncs"].iter().all(|name| all[*name] > 0), "{all:?}");
+    let times = (4_000..scenario.active_ms - 2_000).step_by(3_000);
+    let fail_overs = times.map(|at_ms| {
+        let begin_us = (at_ms + rng.below(1_000)) * 1_000;
+        begin_us..begin_us + rng.within(50_000, 1_500_000)
+    });
+    let fail_overs = fail_overs.collect();
+    run_with(scenario, fail_overs)
+}
+
+#[test]
+fn groups_hold_while_the_store_fails_over() {
+    super::super::try_so_many_seeds(
+        "TRUNKLINE_CLUSTER_FAILOVER_SEED",
+        "groups_hold_while_the_store",
+        20,
+        |seed, _| {
+            let report = failing_over(seed);
+            assert!(report.counts["looked for"] > 100, "{:?}", report.counts);
+            report
+        },
+        &["failed", "gaps", "syncs", "stored unheard", "not done", "sent again"],
+    );
+}
+
+#[test]
+fn a_message_of_which_nobody_knows_that_it_is_in_the_log_is_caught() {
+    // Nothing else happens that would have members look at the log.
+    let caught = super::super::seed_that_catches(Bug::LogTakenForKnown, |seed| failing_over(2 * seed));
+    assert!(caught.is_some());
+}
+
+#[test]
+fn groups_hold_while_nodes_come_and_go_for_200_seeds() {
+    super::super::try_seeds(
+        "TRUNKLINE_CLUSTER_GROUPS_SEED",
+        "groups_hold_while_nodes",
+        |seed, _| {
+            let report = run(scenario(seed));
+            assert!(report.counts["looked for"] > 100, "{:?}", report.counts);
+            report
+        },
+        &["failed", "gaps", "syncs"],
+    );
 }
 
 #[test]
@@ -487,6 +561,12 @@ fn a_cluster_to_which_nothing_happens_gives_each_message_to_all_members() {
     let report = run(quiet);
     assert_eq!(report.counts["failed"], 0, "{:?}", report.counts);
     assert!(report.counts["looked for"] > 100, "{:?}", report.counts);
+}
+
+#[test]
+fn a_store_that_takes_messages_from_a_home_of_before_is_caught() {
+    let caught = super::super::seed_that_catches(Bug::StaleHomeStores, |seed| run(scenario(seed)));
+    assert!(caught.is_some());
 }
 
 #[test]

@@ -60,8 +60,6 @@ const CALM_AFTER_US: u64 = 2_000_000;
 /// How long it has to be quiet before watchers know: ten seconds until somebody counts as offline, five between two
 /// changes, and some frames.
 const QUIET_MS: u64 = 18_000;
-/// Runs of clients who watch each other.
-const WATCH_SEEDS: u64 = 12;
 /// Runs of clients whose tokens say to whom they may write.
 const CLAIM_SEEDS: u64 = 12;
 /// Time in which what is written when all is well arrives, ACKs that are late included.
@@ -488,15 +486,13 @@ fn nobody_at_any_node_is_given_what_the_sender_s_token_does_not_allow() {
 }
 
 #[test]
-fn watchers_know_who_is_online_while_nodes_come_and_go() {
-    let mut sums: BTreeMap<String, u64> = BTreeMap::new();
-    for seed in 0..WATCH_SEEDS {
-        let report = super::outcome(|| Run::of(Scenario::watches(seed), false).watched());
-        let report = report.unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
-        report.counts.into_iter().for_each(|(name, count)| *sums.entry(name).or_default() += count);
-    }
-    println!("{sums:?}");
-    assert!(sums["states proven"] > 50 && sums["told offline"] > 50 && sums["told online"] > 100, "{sums:?}");
+fn watchers_know_who_is_online_while_nodes_come_and_go_for_200_seeds() {
+    super::try_seeds(
+        "TRUNKLINE_CLUSTER_WATCH_SEED",
+        "watchers_know_who_is_online",
+        |seed, print| Run::of(Scenario::watches(seed), print).watched(),
+        &["states proven", "told offline", "told online", "told unknown"],
+    );
 }
 
 #[test]

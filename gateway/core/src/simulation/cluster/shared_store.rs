@@ -2,9 +2,11 @@
 //! cut off from a node by its crash, so that what a node asked may be done without anybody hearing of it.
 
 use super::super::node::Node;
+use super::super::{Bug, planted};
 use crate::desk::{ShardStore, StoreAnswers};
 use crate::io::sim::Rng;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use trunkline_store::{
@@ -43,6 +45,13 @@ pub(super) struct SharedStore {
     /// Of a thousand messages that it stores, how many it seems to have refused: the answer was lost with a connection.
     pub(super) unheard_permille: u32,
     pub(super) unheard: u64,
+    /// Times at which the master that has the groups is lost and a replica takes its place, microseconds. What is asked
+    /// of groups meanwhile is refused: of that some has been done, and is in the replica, and some not.
+    pub(super) fail_overs: Vec<Range<u64>>,
+    now_us: u64,
+    /// Messages that it has although it seems to have refused them, and all else that it refused for that reason.
+    pub(super) done_unheard: u64,
+    pub(super) not_done: u64,
 }
 
 impl SharedStore {
@@ -65,6 +74,10 @@ impl SharedStore {
             begins_ms: 0,
             unheard_permille: 0,
             unheard: 0,
+            fail_overs: Vec::new(),
+            now_us: 0,
+            done_unheard: 0,
+            not_done: 0,
         }
     }
 
@@ -94,6 +107,7 @@ impl SharedStore {
 
     /// Carries out what is due of a node, and hands it answers.
     pub(super) fn step(&mut self, now_us: u64, number: usize, node: &mut Node) {
+        self.now_us = now_us;
         self.clock.store(self.begins_ms + now_us / 1_000, Ordering::Relaxed);
         let Some(way) = self.ways.get_mut(&number) else { return };
         let mut batch = Vec::new();
@@ -124,26 +138,31 @@ impl SharedStore {
         if let Request::View { epoch } = request {
             self.views.insert(source, epoch);
         }
-        if let Request::Group { group, ask, token } = &request
-            && matches!(
-                **ask,
-                GroupAsk::Append { .. }
-                    | GroupAsk::Join { .. }
-                    | GroupAsk::Leave { .. }
-                    | GroupAsk::Delete
-                    | GroupAsk::Claim
-            )
+        if let Request::Group { ask, token, .. } = &request
+            && self.fail_overs.iter().any(|time| time.contains(&self.now_us))
         {
-            let view = self.views.get(&source).copied().unwrap_or(0);
-            let claimed = self.claimed.entry(*group).or_default();
-            if view < *claimed {
-                self.stale += 1;
-                if let Some(token) = *token {
-                    out(source, Answer { token, reply: Reply::Refused(Refusal::Stale) });
-                }
-                return;
+            let token = *token;
+            // What an earlier home would write is not done in any case.
+            if self.rng.chance(400) && (!is_claimed(ask) || self.claim(source, &request)) {
+                self.done_unheard += u64::from(matches!(**ask, GroupAsk::Append { .. }));
+                self.both.apply(&mut vec![(source, request)], &mut |_, _| {});
+            } else {
+                self.not_done += 1;
             }
-            *claimed = view;
+            if let Some(token) = token {
+                out(source, Answer { token, reply: Reply::Refused(Refusal::Unavailable) });
+            }
+            return;
+        }
+        if let Request::Group { ask, token, .. } = &request
+            && is_claimed(ask)
+            && !self.claim(source, &request)
+        {
+            self.stale += 1;
+            if let Some(token) = *token {
+                out(source, Answer { token, reply: Reply::Refused(Refusal::Stale) });
+            }
+            return;
         }
         if let Request::Append { user, .. }
         | Request::Open { user, claims: true, .. }
@@ -168,6 +187,16 @@ impl SharedStore {
             }
         }
         self.both.apply(&mut vec![(source, request)], out);
+    }
+
+    /// Whether who asks about a group is of the latest view in which that had a home, which it is from now on.
+    fn claim(&mut self, source: Source, request: &Request) -> bool {
+        let Request::Group { group, .. } = request else { return false };
+        let view = self.views.get(&source).copied().unwrap_or(0);
+        let claimed = self.claimed.entry(*group).or_default();
+        let is_current = view >= *claimed;
+        *claimed = view.max(*claimed);
+        is_current || planted(Bug::StaleHomeStores)
     }
 
     /// Senders, ids and positions of the messages in a user's inbox.
@@ -228,4 +257,12 @@ impl SharedStore {
             _ => Vec::new(),
         }
     }
+}
+
+/// Whether only the home of a group may ask it.
+fn is_claimed(ask: &GroupAsk) -> bool {
+    matches!(
+        ask,
+        GroupAsk::Append { .. } | GroupAsk::Join { .. } | GroupAsk::Leave { .. } | GroupAsk::Delete | GroupAsk::Claim
+    )
 }

@@ -148,14 +148,14 @@ fn who_watches_no_more_and_nodes_that_are_gone_are_forgotten() {
 }
 
 #[test]
-fn the_table_has_a_bound_and_a_user_who_is_watched_costs_some_sixty_bytes() {
+fn the_table_has_a_bound_and_a_user_who_is_watched_costs_some_fifty_bytes() {
     let mut homes = Homes::default();
     let most = 6 << 20;
     let taken =
         (1..1_000_000).take_while(|user| homes.ask(*user, A, Status::Unknown, OFFLINE, at(0), most).is_some()).count();
     assert!(homes.bytes() <= most * 3 / 2, "{}", homes.bytes());
     let each = homes.bytes() as f64 / taken as f64;
-    assert!((48.0..=72.0).contains(&each), "{each} bytes a user, of {taken}");
+    assert!((40.0..=52.0).contains(&each), "{each} bytes a user, of {taken}");
     homes.forget(1, A);
     assert!(homes.ask(1_000_000, A, Status::Unknown, OFFLINE, at(0), usize::MAX).is_some());
 }

@@ -319,7 +319,8 @@ fn any_history_of_watches_leaves_both_sides_in_agreement() {
                 assert!(dirty == 0 || watchers.listed.contains(slot), "seed {seed}");
                 for edge in &session.edges {
                     let target = watchers.targets.look(edge.place()).unwrap();
-                    assert_eq!(target.watchers[edge.position as usize], *slot, "seed {seed}");
+                    let position = usize::from(edge.position);
+                    assert_eq!(watchers.lists.get(target.watchers, position), Some(*slot), "seed {seed}");
                     edges += 1;
                 }
             }
