@@ -287,4 +287,10 @@ impl Desk {
     pub(crate) fn asked(&self) -> usize {
         self.asked.len()
     }
+
+    /// Nothing is left of users who are gone.
+    #[cfg(test)]
+    pub(crate) fn assert_empty(&self, shard: u16) {
+        assert!(self.is_idle() && self.users.is_empty(), "shard {shard}: about the store: {self:?}");
+    }
 }

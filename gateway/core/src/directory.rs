@@ -164,4 +164,19 @@ impl Directory {
             early_acks: HashSet::new(),
         }
     }
+
+    /// Nothing is left of sessions, logins and messages that are gone.
+    #[cfg(test)]
+    pub(crate) fn assert_empty(&self, node: &str, shard: u16) {
+        let mut remotes = Vec::new();
+        self.remotes.find(0, usize::MAX, |_| true, &mut remotes);
+        let remotes: Vec<_> = remotes.iter().map(|slot| self.remotes.get(*slot)).collect();
+        assert!(remotes.is_empty(), "{node} shard {shard}: sessions on other nodes: {remotes:?}");
+        assert_eq!(self.registrations.len(), 0, "shard {shard}: logins that wait for their home");
+        assert_eq!(self.sent_away.len(), 0, "shard {shard}: messages other nodes are to answer");
+        assert_eq!(self.parked.bytes(), 0, "shard {shard}: messages that wait for a home");
+        assert_eq!(self.redelivery.len(), 0, "shard {shard}: users to send to again");
+        assert!(self.orphans.is_empty(), "shard {shard}: users nobody has told of");
+        assert!(self.walk.is_none() && self.settling.is_settled(), "shard {shard}: not settled");
+    }
 }

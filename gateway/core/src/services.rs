@@ -338,4 +338,15 @@ impl Services {
             here.then_some(*shard)
         })
     }
+
+    /// Nothing is left of calls and workers that are gone.
+    #[cfg(test)]
+    pub(crate) fn assert_empty(&self, shard: u16) {
+        let left = (self.calls.len(), self.links.len(), self.callers.len(), self.foreign.len());
+        assert_eq!(left, (0, 0, 0, 0), "shard {shard}: calls, links, callers, calls of other shards");
+        assert_eq!((self.kept_bytes, self.queued, self.heads), (0, 0, 0), "shard {shard}");
+        for pool in self.pools.values() {
+            assert_eq!((pool.waiting, pool.instances.len()), (0, 0), "shard {shard}: {}", pool.spec.service);
+        }
+    }
 }

@@ -46,7 +46,7 @@ impl Shard {
         // In a message of a WebSocket such a byte is the length of a frame, as it is everywhere later.
         let opens = conn.phase == Phase::Handshake && conn.partial.is_none() && conn.wire.kind() == Wire::NATIVE;
         if opens {
-            let in_clear = !conn.wire.has(Wire::TLS) && conn.needs_tls(self.tls_required);
+            let in_clear = !conn.wire.has(Wire::TLS) && self.entrance.needs_tls(conn);
             if bytes.first().is_some_and(|first| *first != 0 || in_clear) {
                 return self.open_otherwise(slot, bytes);
             }

@@ -334,7 +334,7 @@ impl<I: Io> Core<I> {
                 self.io.hand_over(id, home, token);
             }
             Err(NotTaken::Full(Arrival::Client(adoptee))) => {
-                self.shard.departing.insert(slot, adoptee);
+                self.shard.handovers.depart(slot, adoptee);
                 self.waiting.push(slot);
             }
             Err(NotTaken::Full(Arrival::Node(_)) | NotTaken::Stopped) => self.shard.close(slot, CloseReason::Draining),

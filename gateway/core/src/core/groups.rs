@@ -538,7 +538,7 @@ impl Shard {
         let of_message = if tells { flags::ACK } else { 0 };
         match group_reply(reply) {
             Ok(GroupReply::Stored { stamp, duplicate, members }) => {
-                self.follow_stamp(stamp);
+                self.stamps.follow(stamp);
                 self.note_stored_in_group(group, from, id, stamp);
                 match duplicate {
                     true => self.links.stats.group_duplicates.add(1),
@@ -571,7 +571,7 @@ impl Shard {
                 self.links.stats.group_accepted.add(1);
                 let last = self.groups.homes.get(group).map_or(0, |home| home.last);
                 let stamp = stamp.max(last + 1);
-                self.follow_stamp(stamp);
+                self.stamps.follow(stamp);
                 if let Some(origin) = origin.filter(|_| tells) {
                     self.tell_fate(origin, id, group, Outcome::Accepted, stamp);
                 }

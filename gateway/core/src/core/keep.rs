@@ -363,7 +363,7 @@ impl Shard {
     /// The store has a message: its sender is told, unless a device was faster, and it waits here no longer.
     fn stored(&mut self, user: u64, stamp: u64, confirmed: u64, duplicate: bool) {
         self.links.stats.stored.add(1);
-        self.follow_stamp(confirmed);
+        self.stamps.follow(confirmed);
         let Some(desk) = &mut self.desk else { return };
         if let Some(desk_of_user) = desk.users.get_mut(&user) {
             desk_of_user.last = desk_of_user.last.max(confirmed);

@@ -667,6 +667,21 @@ impl Links {
         }
         self.wheel.arm(slot, next);
     }
+
+    /// Nothing is left of connections that are gone; so many, to other nodes, are there.
+    #[cfg(test)]
+    pub(super) fn assert_empty(&self, shard: u16, nodes: u32) {
+        assert_eq!(self.slots.in_use(), nodes, "shard {shard}: slots in use");
+        assert_eq!(self.outbox_bytes, 0, "shard {shard}: outbox bytes");
+        assert_eq!(self.partial_bytes, 0, "shard {shard}: bytes of half-received frames");
+        assert_eq!(self.wrappings.len(), 0, "shard {shard}: parts of messages of WebSockets");
+        let tls = (self.tls.sessions.len(), self.tls.shaking());
+        assert_eq!(tls, (0, 0), "shard {shard}: keys and handshakes of TLS");
+        assert!(self.dirty.is_empty() && self.overflowed.is_empty(), "shard {shard}: lists of a turn");
+        for slot in 0..self.slots.high_water() {
+            assert_eq!(self.wheel.deadline(slot), None, "shard {shard}: timer of free slot {slot}");
+        }
+    }
 }
 
 /// Units that a frame of so many bytes takes of a turn's budget.

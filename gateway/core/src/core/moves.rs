@@ -375,7 +375,7 @@ impl Shard {
         }
         self.note_end(user, until_s);
         // Positions given out from now on lie behind those of the former home.
-        self.stamp_above(stamp);
+        self.stamps.follow_other_home(stamp, self.now.wall_ms);
         if offline {
             self.directory.orphans.insert(user);
         } else {

@@ -108,7 +108,7 @@ impl Shard {
         };
         if let Some(opened) = &opened {
             // Positions given out from now on are behind all that is stored.
-            self.follow_stamp(opened.last);
+            self.stamps.follow(opened.last);
         }
         let Some(desk) = &mut self.desk else { return };
         let waits = desk.logins.get(&conn.slot).is_some_and(|login| login.generation == conn.generation);
@@ -154,7 +154,7 @@ impl Shard {
     /// What LOGIN_OK says of a device that stands there.
     pub(super) fn standing(&self, user: u64, wish: &Wish, opened: &Opened) -> Welcome {
         let Opened { known, device, device_epoch, store_epoch, cursor, floor, last, pending, .. } = *opened;
-        let token = ResumeToken { user, device, device_epoch, issued: self.last_stamp };
+        let token = ResumeToken { user, device, device_epoch, issued: self.stamps.last() };
         let registered = device != 0 && !wish.ephemeral;
         let logged_out = |issued| self.desk.as_ref().is_some_and(|desk| desk.logouts.is_since(user, device, issued));
         let fits = token.issued(store_epoch, &wish.resume).is_some_and(|issued| !logged_out(issued));
@@ -200,7 +200,7 @@ impl Shard {
         let Reading { ephemeral, window, opened, carried } = reading;
         // What the session it replaces owed, and what came while the store was asked.
         self.store_waiting(user, Store::CatchUp);
-        let now = self.last_stamp;
+        let now = self.stamps.last();
         let tick = self.links.tick;
         let view = self.directory.routing.as_ref().map_or(0, |routing| routing.digest());
         let Some(desk) = &mut self.desk else { return };
@@ -324,7 +324,7 @@ impl Shard {
         if self.desk.as_mut().is_some_and(may_resume) {
             self.store_waiting(user, Store::CatchUp);
             let missing = self.missing_in_log(user, session).is_some();
-            let now = self.last_stamp;
+            let now = self.stamps.last();
             let retry_tick = self.links.tick + ticks(RETRY_MS);
             let Some(desk) = &mut self.desk else { return };
             if missing {

@@ -252,7 +252,7 @@ impl Shard {
             InboxFull::Shard => stats.limit_unacked_bytes.add(1),
         }
         let tick = self.links.tick;
-        if full != InboxFull::Shard || self.inbox_room_tick.replace(tick) == Some(tick) {
+        if full != InboxFull::Shard || !self.inboxes.may_make_room(tick) {
             return false;
         }
         for (hog, message) in self.inboxes.make_room(user, tick, QUIET_TICKS) {

@@ -141,7 +141,7 @@ impl Shard {
             known: None,
             serve: Some(Box::new(admitted)),
         };
-        self.departing.insert(slot, Box::new(adoptee));
+        self.handovers.depart(slot, Box::new(adoptee));
         self.links.mark_dirty(slot);
     }
 

@@ -52,7 +52,7 @@ impl Shard {
         if !self.has_shared_store() {
             return;
         }
-        self.follow_stamp(before);
+        self.stamps.follow(before);
         let queued = self.inboxes.find(user, stamp).map(|message| message.queued).unwrap_or_default();
         let soon = self.links.tick + 1;
         let Some(desk) = &mut self.desk else { return };
@@ -133,7 +133,7 @@ impl Shard {
         // What is on its way there may have come in already, and its answer tells what it lies behind.
         let adds = self.inboxes.of(user).any(|message| message.keep == Keep::Storing);
         if let Reply::Inspected(inbox) = reply {
-            self.follow_stamp(inbox.last);
+            self.stamps.follow(inbox.last);
         }
         let Some(desk) = &mut self.desk else { return };
         desk.looks -= 1;
@@ -185,7 +185,7 @@ impl Shard {
         let retry_tick = self.links.tick + ticks(RETRY_MS);
         if let Reply::Opened(opened) = &reply {
             // Positions given out from now on are behind all that is stored.
-            self.follow_stamp(opened.last);
+            self.stamps.follow(opened.last);
         }
         let Some(desk) = &mut self.desk else { return };
         let shared = desk.shared;
@@ -380,7 +380,7 @@ impl Shard {
         }
         self.note_end(user, until_s);
         // Positions given out from now on lie behind those of the former home.
-        self.stamp_above(stamp);
+        self.stamps.follow_other_home(stamp, self.now.wall_ms);
         let due = tick + ticks(self.links.limits.store_after_ms);
         let Some(desk) = &mut self.desk else { return };
         if !told {

@@ -248,7 +248,7 @@ impl Shard {
         }
         let Some(head) = self.links.slots.at(slot).partial.as_deref() else { return };
         let told = match opening(head) {
-            Some(Opening::Http) => upgrade::read(&self.upgrade, head, looked),
+            Some(Opening::Http) => upgrade::read(self.entrance.upgrade(), head, looked),
             None => Ok(None),
             Some(Opening::Proxy) => return self.refuse_header(slot, None),
             Some(_) => return self.close(slot, CloseReason::UnknownTransport),
