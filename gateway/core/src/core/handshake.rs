@@ -256,16 +256,9 @@ impl Shard {
         {
             log.began(user, entry);
         }
-        let tick = self.links.tick;
-        let rate_milliframes = self.links.limits.frames_per_sec * 1_000;
-        let rate_ms = self.now.mono_ms as u32;
+        let (tick, now_ms, frames_per_sec) = (self.links.tick, self.now.mono_ms, self.links.limits.frames_per_sec);
         let conn = self.links.slots.at(slot);
-        conn.phase = Phase::Open;
-        conn.user = user;
-        conn.heartbeat_secs = heartbeat_secs;
-        conn.alive_tick = tick;
-        conn.rate_milliframes = rate_milliframes;
-        conn.rate_ms = rate_ms;
+        conn.begin_session(user, heartbeat_secs, tick, frames_per_sec, now_ms as u32);
         self.links.stats.logins.add(1);
         if first {
             self.tell_online(user);

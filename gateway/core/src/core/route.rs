@@ -399,7 +399,7 @@ impl Shard {
 
     /// Goes on with redeliveries that had found no room, where there is some now.
     pub(crate) fn redeliver_where_room(&mut self) {
-        while let Some(slot) = self.links.redeliverable.pop() {
+        while let Some(slot) = self.links.take_redeliverable() {
             let conn = self.links.slots.at(slot);
             let user = conn.user;
             if conn.phase != Phase::Open {

@@ -220,10 +220,7 @@ impl Shard {
             services.dials.serves(slot, now_ms);
         }
         services.heads += usize::from(serve.heads);
-        let conn = self.links.slots.at(slot);
-        conn.phase = Phase::Open;
-        conn.heartbeat_secs = heartbeat_secs as u16;
-        conn.alive_tick = tick;
+        self.links.slots.at(slot).begin_link(heartbeat_secs as u16, tick);
         self.links.stats.service_links_opened.add(1);
         // Whoever had the slot before may have had a token.
         self.begin_token(slot, Granted::default());

@@ -531,7 +531,7 @@ impl Shard {
                 self.close(slot, CloseReason::LoginTimeout);
             }
             Phase::Open => {
-                let full = conn.outbox.as_ref().and_then(|outbox| super::links::too_slow_since(outbox));
+                let full = conn.outbox.as_ref().and_then(|outbox| outbox.too_slow_since());
                 if full.is_some_and(|since| since + full_ticks <= tick) {
                     self.links.stats.limit_outbox_full_time.add(1);
                     return self.close(slot, CloseReason::TooSlow);
@@ -540,7 +540,7 @@ impl Shard {
                     self.links.stats.limit_heartbeat.add(1);
                     return self.close(slot, CloseReason::Idle);
                 }
-                if super::wrap::ping_tick(conn).is_some_and(|due| due <= tick) && !conn.flags.has(ConnFlags::PAUSED) {
+                if conn.ping_tick().is_some_and(|due| due <= tick) && !conn.flags.has(ConnFlags::PAUSED) {
                     self.ping_wrapped(slot);
                 }
                 if self.links.tokens.is_over(slot) {
@@ -548,7 +548,7 @@ impl Shard {
                 }
                 let conn = self.links.slots.at(slot);
                 let user = conn.user;
-                if conn.flags.has(ConnFlags::HOT) && conn.traffic_tick + hot_ticks <= tick {
+                if conn.flags.has(ConnFlags::HOT) && conn.cold_tick(hot_ticks) <= tick {
                     conn.flags.clear(ConnFlags::HOT);
                     self.links.forget_flood(slot);
                     self.links.mark_dirty(slot);
@@ -714,9 +714,9 @@ impl Shard {
         stats.settling.set(u64::from(directory.walk.is_some() || !directory.settling.is_settled()));
         stats.messages_pending.set(self.inboxes.messages() as u64);
         stats.unacked_bytes.set(self.inboxes.bytes() as u64);
-        stats.outbox_bytes.set(self.links.outbox_bytes as u64);
-        stats.partial_bytes.set(self.links.partial_bytes as u64);
-        stats.websockets_within.set(self.links.wrappings.len() as u64);
+        stats.outbox_bytes.set(self.links.outbox_bytes() as u64);
+        stats.partial_bytes.set(self.links.partial_bytes() as u64);
+        stats.websockets_within.set(self.links.wrapped() as u64);
         if let Some(services) = &self.services {
             stats.service_links.set(services.links.len() as u64);
             stats.calls_open.set(services.callers.values().map(Vec::len).sum::<usize>() as u64);
