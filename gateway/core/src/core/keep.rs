@@ -217,7 +217,7 @@ impl Shard {
         // The home before may have stored the RETRY of what comes here late. What it stored long ago is another
         // message, whose sender has begun to count anew.
         let lately_ms = self.now.wall_ms.saturating_sub(2 * DUPLICATES_MS);
-        let lately = self.directory.former.had_other_home(user, tick).then(|| stamp_at(lately_ms));
+        let lately = self.directory.had_other_home(user, tick).then(|| stamp_at(lately_ms));
         let Some(desk) = &mut self.desk else { return };
         // Those before the last one that is due go too: the log is in the order of positions.
         let is_due =
@@ -497,7 +497,7 @@ impl Shard {
     /// What is due about the store in this tick.
     pub(super) fn expire_kept(&mut self) {
         let tick = self.links.tick;
-        self.directory.former.expire(tick);
+        self.directory.expire_former(tick);
         if let Some(desk) = &mut self.desk {
             self.links.stats.limit_duplicates.add(u64::from(desk.duplicates.turn_over(tick)));
         }

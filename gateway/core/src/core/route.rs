@@ -8,7 +8,7 @@ use super::portal::PORTAL_SLOT;
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
 use crate::desk::Known;
-use crate::directory::{EARLY_ACKS_MAX, Home};
+use crate::directory::Home;
 use crate::events::EventKind;
 use crate::head::{HEADED, MessageHead, device_name, is_over};
 use crate::ids::NodeKey;
@@ -308,12 +308,8 @@ impl Shard {
                 desk.duplicates.note(from, id, user, stamp, Known::Delivered);
             }
             self.tell_fate(origin, id, user, Outcome::Delivered, stamp);
-        } else if acked == Acked::Unknown
-            && !self.alone
-            && self.is_unsettled(user)
-            && self.directory.early_acks.len() < EARLY_ACKS_MAX
-        {
-            self.directory.early_acks.insert((user, stamp));
+        } else if acked == Acked::Unknown && !self.alone && self.is_unsettled(user) {
+            self.directory.note_early_ack(user, stamp);
         }
     }
 

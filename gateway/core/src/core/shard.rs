@@ -663,7 +663,7 @@ impl Shard {
         let empty = self.links.slots.in_use() == nodes && self.handovers.arriving() == 0;
         // The others know the view in which this node is no home, and have confirmed what was sent on to them.
         let directory = &self.directory;
-        let told = directory.walk.is_none() && directory.settling.is_settled() && directory.parked.bytes() == 0;
+        let told = !directory.is_changing() && directory.parked.bytes() == 0;
         let confirmed = mesh_bytes == 0;
         // What is owed is committed before the end.
         let stored = self.desk.as_ref().is_none_or(Desk::is_idle) && !self.has_pushes() && !self.holds_fates();
@@ -705,13 +705,13 @@ impl Shard {
         let stats = &self.links.stats;
         let directory = &self.directory;
         stats.sessions.set((self.presence.session_count() - directory.remotes.len()) as u64);
-        stats.users.set((self.presence.users() - directory.remote_only_users) as u64);
+        stats.users.set((self.presence.users() - directory.remote_only_users()) as u64);
         stats.remote_sessions.set(directory.remotes.len() as u64);
         stats.registering.set(directory.registrations.len() as u64);
         stats.messages_owed.set(directory.sent_away.len() as u64);
         stats.parked_bytes.set(directory.parked.bytes() as u64);
         stats.redelivery_users.set(directory.redelivery.len() as u64);
-        stats.settling.set(u64::from(directory.walk.is_some() || !directory.settling.is_settled()));
+        stats.settling.set(directory.is_changing().into());
         stats.messages_pending.set(self.inboxes.messages() as u64);
         stats.unacked_bytes.set(self.inboxes.bytes() as u64);
         stats.outbox_bytes.set(self.links.outbox_bytes() as u64);

@@ -408,7 +408,7 @@ impl Shard {
         }
         if sessions.is_empty() {
             match self.is_unsettled(user) {
-                true => drop(self.directory.orphans.insert(user)),
+                true => self.directory.orphan(user),
                 false => self.store_waiting(user, Store::Offline),
             }
         }

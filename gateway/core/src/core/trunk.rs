@@ -271,7 +271,7 @@ impl<I: Io> Core<I> {
             }
         }
         if !restarted.is_empty() {
-            self.shard.walk_again();
+            self.shard.directory.walk_again();
             self.shard.rooms_again(&restarted);
             self.shard.watches_again(&restarted);
             self.shard.services_again(&restarted);
