@@ -837,7 +837,7 @@ impl Shard {
         let tick = self.links.tick;
         let Some(desk) = &mut self.desk else { return };
         match desk.ask(tick, Asked::Group(GroupAsked::Sync { conn, aux, group, after }), request) {
-            Ok(()) => drop(desk.syncs.insert(conn)),
+            Ok(()) => desk.begin_sync(conn),
             Err(_) => {
                 self.links.stats.limit_store_mail.add(1);
                 self.links.error(slot, Code::Overloaded, 0, 0);
@@ -847,7 +847,7 @@ impl Shard {
 
     fn group_page(&mut self, conn: ConnId, aux: u16, group: u64, after: u64, reply: Reply) {
         if let Some(desk) = &mut self.desk {
-            desk.syncs.remove(&conn);
+            desk.end_sync(conn);
         }
         let Some(known) = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open) else { return };
         let (slot, user) = (conn.slot, known.user);

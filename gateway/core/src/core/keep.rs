@@ -316,7 +316,7 @@ impl Shard {
         for answers in 0..STORE_ANSWERS_PER_TURN {
             let Some(desk) = &mut self.desk else { return answers };
             let Some(answer) = desk.next_answer() else { return answers };
-            let is_old = desk.shared && answer.token <= desk.before_view;
+            let is_old = desk.is_before_view(answer.token);
             if let Some(asked) = desk.answered(tick, answer.token) {
                 let opened = match asked {
                     Asked::Open { user, .. } | Asked::Where { user, .. } if is_old => Some(user),

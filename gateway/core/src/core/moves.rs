@@ -59,7 +59,7 @@ impl Shard {
                 let ended = before.clone().filter(|before| before.own() == own && !skipped);
                 self.directory.view_ended(ended, until_tick);
             }
-            desk.before_view = desk.last_token();
+            desk.note_view_change();
         }
         self.life = life;
         let mono_ms = self.now.mono_ms;

@@ -262,12 +262,9 @@ impl Shard {
     /// Tells the other shards how many instances take calls of a service here, if that has changed.
     pub(super) fn tell_serving(&mut self, service: u16) {
         let Some(services) = &mut self.services else { return };
-        services.nodes.is_news = true;
+        services.nodes.note_news();
         let Some(pool) = services.pools.get_mut(&service) else { return };
-        let instances = pool.serving();
-        if std::mem::replace(&mut pool.told, instances) == instances {
-            return;
-        }
+        let Some(instances) = pool.take_news() else { return };
         let record = Record::Service(ServiceRecord::Serves { service, instances });
         for shard in (0..self.shards).filter(|shard| *shard != self.shard) {
             self.outgoing.put(shard, &record);

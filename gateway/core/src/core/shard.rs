@@ -422,7 +422,7 @@ impl Shard {
             Phase::Registering => {
                 drop(self.directory.registrations.forget(slot));
                 if let Some(desk) = &mut self.desk {
-                    desk.logins.remove(&slot);
+                    desk.take_login(slot);
                 }
             }
             _ => {}
@@ -720,19 +720,19 @@ impl Shard {
         if let Some(services) = &self.services {
             stats.service_links.set(services.links.len() as u64);
             stats.calls_open.set(services.callers.values().map(Vec::len).sum::<usize>() as u64);
-            stats.calls_waiting.set(services.queued as u64);
-            stats.calls_kept_bytes.set(services.kept_bytes as u64);
+            stats.calls_waiting.set(services.queued() as u64);
+            stats.calls_kept_bytes.set(services.kept_bytes() as u64);
             stats.service_places.set(services.nodes.len() as u64);
         }
         if let Some(desk) = &self.desk {
             stats.store_asked.set(desk.asked() as u64);
             stats.storing.set(desk.appends() as u64);
             stats.store_silence_us.set(u64::from(desk.silent_ticks(self.links.tick)) * TICK_MS * 1_000);
-            stats.store_logins.set(desk.logins.len() as u64);
+            stats.store_logins.set(desk.logins() as u64);
             stats.duplicates_known.set(desk.duplicates.len() as u64);
         }
         if let Some(events) = &self.events {
-            stats.events_held.set(events.held.len() as u64);
+            stats.events_held.set(events.held() as u64);
         }
         self.set_group_gauges();
         self.set_watch_gauges();
