@@ -105,9 +105,9 @@ pub struct ShardCluster {
     pub listens: bool,
 }
 
-/// State of one shard: what it is in its node, and the owners of what it knows. Each owner has its own state and changes
-/// it by its own verbs; a step of the shard brings several of them together. Nothing outside of this module and the
-/// steps built on it sees any of them.
+/// State of one shard: what it is in its node, and the owners of what it knows. Each owner has its own state and
+/// changes it by its own verbs; a step of the shard brings several of them together. Nothing outside of this module and
+/// the steps built on it sees any of them.
 pub(crate) struct Shard {
     pub(super) shard: u16,
     pub(super) shards: u16,
