@@ -3,6 +3,7 @@
 use crate::io::{ConnId, GENERATION_BITS, ReadOp};
 use crate::outbox::Outbox;
 use crate::reason::CloseReason;
+use crate::wheel::ticks;
 
 /// Where a connection stands. It only ever moves down this list, then back to `Free`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +104,9 @@ impl Wire {
     }
 }
 
+/// Thousandths of a frame, in which the limit on frames counts.
+const MILLIFRAMES: u32 = 1_000;
+
 /// A connection slot. Idle connections are what a gateway holds by the million, so everything a quiet one does not need
 /// is behind a pointer that is then empty.
 #[derive(Debug)]
@@ -117,11 +121,11 @@ pub(crate) struct Conn {
     /// Tick of the last frame, of whatever kind: a sign of life.
     pub(crate) alive_tick: u32,
     /// Tick of the last frame other than a heartbeat.
-    pub(crate) traffic_tick: u32,
+    traffic_tick: u32,
     /// Token bucket for frames: thousandths of a frame, and the millisecond they were last counted.
-    pub(crate) rate_milliframes: u32,
-    pub(crate) rate_ms: u32,
-    pub(crate) heartbeat_secs: u16,
+    rate_milliframes: u32,
+    rate_ms: u32,
+    heartbeat_secs: u16,
     /// The home shard while the connection is handed over; of a session, what it has brought in this turn, see
     /// [`Conn::spend`].
     home_or_spent: u16,
@@ -211,6 +215,77 @@ impl Conn {
         }
     }
 
+    /// The connection becomes a session of this user at that tick. Its bucket holds what a second allows,
+    /// `frames_per_sec` frames; 0 where they are not limited.
+    pub(crate) fn begin_session(
+        &mut self,
+        user: u64,
+        heartbeat_secs: u16,
+        tick: u32,
+        frames_per_sec: u32,
+        now_ms: u32,
+    ) {
+        self.user = user;
+        self.rate_milliframes = frames_per_sec * MILLIFRAMES;
+        self.rate_ms = now_ms;
+        self.begin_link(heartbeat_secs, tick);
+    }
+
+    /// The connection becomes a worker's link at that tick.
+    pub(crate) fn begin_link(&mut self, heartbeat_secs: u16, tick: u32) {
+        self.phase = Phase::Open;
+        self.heartbeat_secs = heartbeat_secs;
+        self.alive_tick = tick;
+    }
+
+    /// How often the other end is to give a sign of life, seconds.
+    pub(crate) fn heartbeat_secs(&self) -> u16 {
+        self.heartbeat_secs
+    }
+
+    /// Tick at which a session over a WebSocket that has been silent for one and a half heartbeats gets a Ping, unless
+    /// it got one: a browser answers it without the page, whose timers may run once a minute only.
+    pub(crate) fn ping_tick(&self) -> Option<u32> {
+        let asked = self.wire.has(Wire::PINGED);
+        let websocket = self.wire.kind() == Wire::WEBSOCKET;
+        (websocket && !asked).then(|| self.alive_tick + ticks(1_500 * u64::from(self.heartbeat_secs)))
+    }
+
+    /// A frame other than a heartbeat has come, which makes a session hot. Whether it was cold.
+    pub(crate) fn note_traffic(&mut self, tick: u32) -> bool {
+        self.traffic_tick = tick;
+        let was_cold = !self.flags.has(ConnFlags::HOT);
+        self.flags.set(ConnFlags::HOT);
+        was_cold
+    }
+
+    /// Tick at which a hot session is cold again, if nothing but heartbeats comes for so many.
+    pub(crate) fn cold_tick(&self, hot_ticks: u32) -> u32 {
+        self.traffic_tick + hot_ticks
+    }
+
+    /// Lets a session send one frame more than its limit on frames allows.
+    pub(crate) fn grant_frame(&mut self) {
+        self.rate_milliframes = self.rate_milliframes.saturating_add(MILLIFRAMES);
+    }
+
+    /// Takes one frame out of the token bucket, which holds what one second allows, and what was put in besides by
+    /// [`Conn::grant_frame`]. False if there is none.
+    #[inline]
+    pub(crate) fn take_frame(&mut self, frames_per_sec: u32, now_ms: u32) -> bool {
+        let earned = u64::from(now_ms.wrapping_sub(self.rate_ms)) * u64::from(frames_per_sec);
+        let full = u64::from(frames_per_sec) * u64::from(MILLIFRAMES);
+        let now = u64::from(self.rate_milliframes);
+        // What deliveries put in beyond a second's worth stays.
+        self.rate_milliframes = now.max((now + earned).min(full)) as u32;
+        self.rate_ms = now_ms;
+        let allowed = self.rate_milliframes >= MILLIFRAMES;
+        if allowed {
+            self.rate_milliframes -= MILLIFRAMES;
+        }
+        allowed
+    }
+
     /// The shard the connection is handed over to.
     pub(crate) fn home_shard(&self) -> u16 {
         self.home_or_spent
@@ -251,7 +326,7 @@ impl Conn {
     pub(crate) fn busy(&self) -> bool {
         self.read != ReadOp::None
             || self.flags.has(ConnFlags::OP_PENDING)
-            || self.outbox.as_ref().is_some_and(|outbox| outbox.sending.is_some())
+            || self.outbox.as_ref().is_some_and(|outbox| outbox.is_sending())
     }
 }
 
@@ -290,6 +365,7 @@ impl Slots {
     /// Frees a slot whose connection has closed.
     pub(crate) fn vacate(&mut self, slot: u32) {
         let conn = &mut self.conns[slot as usize];
+        debug_assert_ne!(conn.phase, Phase::Free, "slot {slot} is vacated twice");
         *conn = Conn { generation: conn.generation, ..Conn::free() };
         self.in_use -= 1;
     }

@@ -25,6 +25,7 @@ mod calls;
 mod carry;
 mod decode;
 mod ends;
+mod entrance;
 mod events;
 mod fan_out;
 mod far;
@@ -32,6 +33,7 @@ mod far_calls;
 mod flush;
 pub(crate) mod groups;
 mod guests;
+mod handovers;
 mod handshake;
 mod hook;
 mod keep;
@@ -51,6 +53,9 @@ mod services_seen;
 mod shard;
 mod shared;
 pub(crate) mod shared_groups;
+mod stamps;
+#[cfg(test)]
+mod testing;
 mod tls;
 pub mod tokens;
 mod trunk;
@@ -334,11 +339,11 @@ impl<I: Io> Core<I> {
                 }
             }
             Completion::Adopted { token, slot } => {
-                if !self.shard.arriving.contains_key(&token) {
+                if !self.shard.handovers.is_announced(token) {
                     // Its particulars are in the mailbox, behind whatever is there.
                     self.drain_mailbox(usize::MAX);
                 }
-                match self.shard.arriving.remove(&token) {
+                match self.shard.handovers.take_arrival(token) {
                     Some(Arrival::Node(acceptor)) => self.on_node_adopted(slot, acceptor),
                     Some(Arrival::Client(adoptee)) => self.shard.adopted(slot, Some(adoptee)),
                     None => self.shard.adopted(slot, None),
@@ -363,7 +368,7 @@ impl<I: Io> Core<I> {
                 self.accepts += 1;
                 self.login_allowance = self.login_allowance.saturating_sub(1_000);
                 self.shard.accepted(slot, peer);
-                if self.shard.listeners_tls_only.get(usize::from(listener)) == Some(&true) {
+                if self.shard.entrance.is_tls_only(listener) {
                     self.shard.links.slots.at(slot).flags.set(ConnFlags::TLS_ONLY);
                 }
             }
@@ -512,10 +517,10 @@ impl<I: Io> Core<I> {
                     self.shard.outgoing.recycle(bytes);
                 }
                 Some(Letter::Adopt(token, arrival)) => {
-                    self.shard.arriving.insert(token, arrival);
+                    self.shard.handovers.announce(token, arrival);
                 }
                 Some(Letter::AdoptFailed(token)) => {
-                    self.shard.arriving.remove(&token);
+                    self.shard.handovers.take_arrival(token);
                 }
                 None => break,
             }
@@ -603,7 +608,7 @@ impl<I: Io> Core<I> {
         stats.ring_sq_full.set(io.sq_full);
         stats.ring_submit_retries.set(io.submit_retries);
         stats.mailbox_depth.set(letters as u64);
-        stats.arriving.set(self.shard.arriving.len() as u64);
+        stats.arriving.set(self.shard.handovers.arriving() as u64);
     }
 
     fn count_stale(&self, _conn: ConnId) {

@@ -8,14 +8,18 @@
 //! | `token` | what a device shows to resume its session |
 //! | `logouts` | devices that have logged out lately |
 //! | `duplicates` | what became of messages that were sent lately |
+//! | `waiting` | connections that wait for the store |
+//! | `doubts` | in a cluster: logs that others may have added to |
 //!
 //! `core/keep.rs` brings messages to the store, `core/reading.rs` brings them from there to devices.
 
+mod doubts;
 mod duplicates;
 mod logouts;
 mod port;
 mod reader;
 mod token;
+mod waiting;
 
 pub use duplicates::{DUPLICATES_BYTES, Duplicates, Known};
 pub use logouts::{LOGOUTS_BYTES, Logouts};
@@ -29,6 +33,7 @@ use crate::directory::Redelivery;
 use crate::groups::asked::GroupAsked;
 use crate::io::ConnId;
 use crate::wish::Wish;
+use doubts::Doubts;
 use futures_channel::oneshot;
 use hashbrown::{HashMap, HashSet};
 use std::collections::VecDeque;
@@ -125,7 +130,7 @@ pub(crate) struct Desk {
     appends: usize,
     pub(crate) users: HashMap<u64, UserDesk>,
     /// Logins that wait for the store, by slot.
-    pub(crate) logins: HashMap<u32, WaitingLogin>,
+    logins: HashMap<u32, WaitingLogin>,
     /// Users with messages that go to the store unless they are acknowledged by then.
     pub(crate) due: Redelivery,
     /// Users whose cursors have moved, and when the store is told.
@@ -133,7 +138,7 @@ pub(crate) struct Desk {
     /// Users with a device that could not go on, and when it is tried again.
     pub(crate) retries: Redelivery,
     /// Connections whose SYNC is being answered.
-    pub(crate) syncs: HashSet<ConnId>,
+    syncs: HashSet<ConnId>,
     pages: usize,
     /// Sessions that wait for their page, with what they want.
     pages_waiting: VecDeque<(u64, u64, NextPage)>,
@@ -141,17 +146,12 @@ pub(crate) struct Desk {
     pub(crate) logouts: Logouts,
     /// How sessions here read their inboxes that wish for something particular, by slot and its generation; for the
     /// next home of a guest. At most one for each connection.
-    pub(crate) wishes: HashMap<u32, (u32, u16)>,
+    wishes: HashMap<u32, (u32, u16)>,
     /// Other nodes have the same store.
     pub(crate) shared: bool,
-    /// Changes of the view after which others may have been homes of users here meanwhile, counted; and the users who
-    /// are still to be looked at because of the last one.
-    pub(crate) doubts: u32,
-    pub(crate) doubted: Vec<u64>,
-    /// Questions to the store where the log of a user ends, without an answer.
-    pub(crate) looks: usize,
+    doubts: Doubts,
     /// What was asked as this, or before, was asked in another view.
-    pub(crate) before_view: u64,
+    before_view: u64,
 }
 
 impl Desk {
@@ -177,19 +177,9 @@ impl Desk {
             logouts: Logouts::default(),
             wishes: HashMap::new(),
             shared,
-            doubts: 0,
-            doubted: Vec::new(),
-            looks: 0,
+            doubts: Doubts::default(),
             before_view: 0,
         }
-    }
-
-    /// Others may have been homes of any user here, who is looked at again.
-    pub(crate) fn doubt_all(&mut self) {
-        self.doubts = self.doubts.wrapping_add(1);
-        self.doubted = self.users.keys().copied().collect();
-        // Not in the order of a table.
-        self.doubted.sort_unstable();
     }
 
     /// Asks the store something that is answered.
@@ -286,5 +276,11 @@ impl Desk {
     /// Requests that are not answered yet.
     pub(crate) fn asked(&self) -> usize {
         self.asked.len()
+    }
+
+    /// Nothing is left of users who are gone.
+    #[cfg(test)]
+    pub(crate) fn assert_empty(&self, shard: u16) {
+        assert!(self.is_idle() && self.users.is_empty(), "shard {shard}: about the store: {self:?}");
     }
 }

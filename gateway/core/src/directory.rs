@@ -26,9 +26,10 @@ mod remote;
 mod routing;
 mod sent_away;
 mod settling;
+mod view_change;
 
 pub(crate) use departed::Departed;
-pub(crate) use former::FormerViews;
+use former::FormerViews;
 use known_homes::KnownHomes;
 pub(crate) use parked::Parked;
 pub(crate) use redelivery::Redelivery;
@@ -49,7 +50,7 @@ use std::sync::Arc;
 pub(crate) const AWAY_SLACK_TICKS: u32 = 100;
 
 /// ACKs kept that came before their message. One that finds no place costs a redelivery.
-pub(crate) const EARLY_ACKS_MAX: usize = 16_384;
+const EARLY_ACKS_MAX: usize = 16_384;
 
 /// A message that waits until its recipient's home is known.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,7 +70,7 @@ pub(crate) struct Held {
 
 /// What a shard does, piece by piece, after a change of the view; see `core/moves.rs`.
 #[derive(Debug)]
-pub(crate) struct Walk {
+pub(crate) struct ViewWalk {
     /// The view before; `None` when every session has to be told of again.
     pub(crate) before: Option<Arc<Routing>>,
     pub(crate) step: WalkStep,
@@ -110,34 +111,34 @@ pub(crate) struct Directory {
     /// `None` when the node is alone, or has just started.
     pub(crate) routing: Option<Arc<Routing>>,
     /// What it said of whom it was asked for last.
-    pub(crate) known: KnownHomes,
+    known: KnownHomes,
     /// While new homes are settling: the last view that has settled, and those between it and the present one; empty
     /// when nobody's sessions are known to be here.
-    pub(crate) before: Vec<Arc<Routing>>,
+    before: Vec<Arc<Routing>>,
     /// The views that have ended lately, where nodes share a store.
-    pub(crate) former: FormerViews,
-    pub(crate) walk: Option<Walk>,
+    former: FormerViews,
+    walk: Option<ViewWalk>,
     pub(crate) settling: Settling,
     /// When the present view came, microseconds of the shard's clock, until all have been told of this shard's
     /// sessions.
-    pub(crate) telling_since_us: Option<u64>,
+    telling_since_us: Option<u64>,
     /// The same until all have told of theirs.
-    pub(crate) settling_since_us: Option<u64>,
-    /// The end of that has not been dealt with.
-    pub(crate) unsettled: bool,
+    settling_since_us: Option<u64>,
+    /// The change of the view has not been ended, see [`Directory::settle`].
+    unsettled: bool,
     pub(crate) remotes: RemoteSessions,
     /// Users with remote sessions and none here.
-    pub(crate) remote_only_users: usize,
+    remote_only_users: usize,
     pub(crate) registrations: Registrations,
     pub(crate) sent_away: SentAway,
     pub(crate) parked: Parked<Held>,
     /// Users for whom a former home has sent messages and whose sessions nobody has told of.
-    pub(crate) orphans: HashSet<u64>,
+    orphans: HashSet<u64>,
     pub(crate) redelivery: Redelivery,
     /// Lives of nodes that are over; what comes from them, or waits here for them, is refused.
     pub(crate) departed: Departed,
     /// ACKs that came here before the message did, from its former home: user and stamp.
-    pub(crate) early_acks: HashSet<(u64, u64)>,
+    early_acks: HashSet<(u64, u64)>,
 }
 
 impl Directory {
@@ -163,5 +164,20 @@ impl Directory {
             departed: Departed::default(),
             early_acks: HashSet::new(),
         }
+    }
+
+    /// Nothing is left of sessions, logins and messages that are gone.
+    #[cfg(test)]
+    pub(crate) fn assert_empty(&self, node: &str, shard: u16) {
+        let mut remotes = Vec::new();
+        self.remotes.find(0, usize::MAX, |_| true, &mut remotes);
+        let remotes: Vec<_> = remotes.iter().map(|slot| self.remotes.get(*slot)).collect();
+        assert!(remotes.is_empty(), "{node} shard {shard}: sessions on other nodes: {remotes:?}");
+        assert_eq!(self.registrations.len(), 0, "shard {shard}: logins that wait for their home");
+        assert_eq!(self.sent_away.len(), 0, "shard {shard}: messages other nodes are to answer");
+        assert_eq!(self.parked.bytes(), 0, "shard {shard}: messages that wait for a home");
+        assert_eq!(self.redelivery.len(), 0, "shard {shard}: users to send to again");
+        assert!(self.orphans.is_empty(), "shard {shard}: users nobody has told of");
+        assert!(self.walk.is_none() && self.settling.is_settled(), "shard {shard}: not settled");
     }
 }

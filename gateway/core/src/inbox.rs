@@ -192,6 +192,8 @@ pub(crate) struct Inboxes {
     bytes: usize,
     /// Those whose fate is not told yet.
     messages: usize,
+    /// Tick at which room was last made among them.
+    room_tick: Option<u32>,
 }
 
 /// Bounds of what waits.
@@ -208,7 +210,14 @@ pub(crate) struct InboxLimits {
 impl Inboxes {
     pub(crate) fn new(limits: InboxLimits) -> Self {
         let heavy_bytes = (limits.bytes_max / 16).min(HEAVY_BYTES);
-        Inboxes { by_user: HashMap::new(), heavy: Vec::new(), heavy_bytes, limits, bytes: 0, messages: 0 }
+        let (by_user, heavy) = (HashMap::new(), Vec::new());
+        Inboxes { by_user, heavy, heavy_bytes, limits, bytes: 0, messages: 0, room_tick: None }
+    }
+
+    /// Whether room may be made in this tick. That takes a look at all users for whom much waits, so it is done once a
+    /// tick.
+    pub(crate) fn may_make_room(&mut self, tick: u32) -> bool {
+        self.room_tick.replace(tick) != Some(tick)
     }
 
     /// Whether one more message with a payload of that size may wait for this user.

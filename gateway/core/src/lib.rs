@@ -14,6 +14,7 @@ pub mod addresses;
 pub mod auth;
 pub mod bell;
 pub mod broadcast;
+mod byte_count;
 pub mod conn;
 pub mod control;
 pub mod core;

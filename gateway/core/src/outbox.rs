@@ -15,32 +15,77 @@ const SPARE_RECORDS_MAX: usize = 8;
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// Frames not yet handed to the ring. Begins at a frame boundary.
-    pub(crate) pending: Vec<u8>,
+    pending: Vec<u8>,
     /// The send under way; the ring owns its buffer until it completes.
-    pub(crate) sending: Option<SendId>,
+    sending: Option<SendId>,
     /// Bytes of the buffer under way that the kernel has not taken, and those it has.
-    pub(crate) sending_left: usize,
-    pub(crate) sending_offset: usize,
+    sending_left: usize,
+    sending_offset: usize,
     /// The buffer that is not in use, kept for the next swap.
     spare: Vec<u8>,
     /// Where the messages without ACK lie in a buffer under way of which nobody can see that any more.
-    pub(crate) sealed: Vec<SealedMessages>,
+    sealed: Vec<SealedMessages>,
     /// Tick since which the outbox has been full: something was refused, and it has not drained below half since.
-    pub(crate) full_since: Option<u32>,
+    full_since: Option<u32>,
     /// Tick since which it has held more than its steady bound.
-    pub(crate) burst_since: Option<u32>,
+    burst_since: Option<u32>,
     /// Tick since which the peer has not taken all that there was in the turn after it was sent: it is slow.
-    pub(crate) slow_since: Option<u32>,
+    slow_since: Option<u32>,
     /// Tick at which the peer last took something; counts only while the outbox is slow.
-    pub(crate) progress_tick: u32,
+    progress_tick: u32,
     /// Messages that wait for an ACK found no room, and are to be queued again when there is some.
-    pub(crate) owes_redelivery: bool,
+    owes_redelivery: bool,
 }
 
 impl Outbox {
+    /// The place of a send whose buffer is another's, of which the first `offset` bytes were sent before.
+    pub(crate) fn of_send(send: SendId, len: usize, offset: usize) -> Box<Self> {
+        debug_assert!(offset <= len, "{offset} of {len} bytes");
+        let mut outbox = Box::<Outbox>::default();
+        outbox.sending = Some(send);
+        outbox.sending_left = len - offset;
+        outbox.sending_offset = offset;
+        outbox
+    }
+
     /// Bytes queued, those under way included.
+    #[inline]
     pub(crate) fn bytes(&self) -> usize {
         self.pending.len() + self.sending_left
+    }
+
+    /// Frames that are queued and not under way.
+    pub(crate) fn pending(&self) -> &[u8] {
+        &self.pending
+    }
+
+    /// Whether something is queued and not under way.
+    #[inline]
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Queues what `write` appends. Returns how many bytes those are.
+    #[inline]
+    pub(crate) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        let before = self.pending.len();
+        write(&mut self.pending);
+        debug_assert!(self.pending.len() >= before, "what is queued stays");
+        self.pending.len() - before
+    }
+
+    /// Takes what is queued and not under way, but for the part of it that `keep` makes anew.
+    pub(crate) fn take_pending(&mut self, keep: impl FnOnce(&[u8]) -> Vec<u8>) -> Vec<u8> {
+        let pending = std::mem::take(&mut self.pending);
+        self.pending = keep(&pending);
+        pending
+    }
+
+    /// Throws away what is queued and not under way. Returns its bytes, and the messages without ACK among it.
+    pub(crate) fn discard_pending(&mut self) -> (usize, u64) {
+        let (bytes, messages) = (self.pending.len(), unsent_messages(&self.pending, 0));
+        self.pending.clear();
+        (bytes, messages)
     }
 
     /// Makes room for so many bytes more.
@@ -64,13 +109,58 @@ impl Outbox {
         }
     }
 
+    /// The send under way.
+    #[inline]
+    pub(crate) fn send_id(&self) -> Option<SendId> {
+        self.sending
+    }
+
+    /// Whether a send is under way.
+    #[inline]
+    pub(crate) fn is_sending(&self) -> bool {
+        self.sending.is_some()
+    }
+
+    /// Bytes of the buffer under way that the kernel has taken.
+    #[inline]
+    pub(crate) fn sent_bytes(&self) -> usize {
+        self.sending_offset
+    }
+
     /// Takes the pending frames for one send.
     pub(crate) fn begin_send(&mut self) -> Vec<u8> {
+        debug_assert!(self.sending.is_none(), "one send at a time");
         self.sealed.clear();
         let buf = std::mem::replace(&mut self.pending, std::mem::take(&mut self.spare));
         self.sending_left = buf.len();
         self.sending_offset = 0;
         buf
+    }
+
+    /// Where the messages without ACK lie in the buffer that is about to be sent is noted here, if nobody can see that
+    /// in it.
+    pub(crate) fn sealed_mut(&mut self) -> &mut Vec<SealedMessages> {
+        &mut self.sealed
+    }
+
+    /// What is about to be sent has become so many bytes by what it was wrapped in.
+    pub(crate) fn wrapped(&mut self, bytes: usize) {
+        debug_assert!(self.sending.is_none() && self.sending_offset == 0, "it is under way already");
+        self.sending_left = bytes;
+    }
+
+    /// The ring has the buffer, as this send.
+    #[inline]
+    pub(crate) fn sends(&mut self, send: SendId) {
+        self.sending = Some(send);
+    }
+
+    /// The kernel has taken so many bytes more. Returns those it has not, and where they begin in the buffer.
+    #[inline]
+    pub(crate) fn took(&mut self, bytes: usize) -> (usize, usize) {
+        self.sending_left -= bytes;
+        self.sending_offset += bytes;
+        (self.sending_left, self.sending_offset)
     }
 
     /// Takes the buffer of a completed send back.
@@ -81,6 +171,83 @@ impl Outbox {
         if buf.capacity() <= SPARE_BUFFER_BYTES_MAX {
             buf.clear();
             self.spare = buf;
+        }
+    }
+
+    /// Messages without ACK in records of the send under way that the kernel has not taken whole.
+    pub(crate) fn unsent_in_records(&self) -> u64 {
+        let not_taken = self.sealed.iter().filter(|record| record.end as usize > self.sending_offset);
+        not_taken.map(|record| u64::from(record.messages)).sum()
+    }
+
+    /// Something was refused because there was no room. Whether that is so for the first time since it has drained.
+    pub(crate) fn note_full(&mut self, tick: u32) -> bool {
+        let is_new = self.full_since.is_none();
+        if is_new {
+            self.full_since = Some(tick);
+        }
+        is_new
+    }
+
+    /// It holds more than its steady bound, or is about to. Since when that is so.
+    pub(crate) fn burst_since(&mut self, tick: u32) -> u32 {
+        *self.burst_since.get_or_insert(tick)
+    }
+
+    /// Since when the peer has been slow.
+    pub(crate) fn slow_since(&self) -> Option<u32> {
+        self.slow_since
+    }
+
+    /// The peer does not count as slow from now on.
+    pub(crate) fn forget_slow(&mut self) {
+        self.slow_since = None;
+    }
+
+    /// For how many ticks the peer, which is slow, has taken nothing.
+    pub(crate) fn stalled_ticks(&self, tick: u32) -> u32 {
+        tick - self.progress_tick
+    }
+
+    /// The turn after a send: a peer that has not taken it by now is slow. Whether it has just become so.
+    #[inline]
+    pub(crate) fn look_at_flight(&mut self, tick: u32) -> bool {
+        if self.sending.is_none() {
+            self.slow_since = None;
+            return false;
+        }
+        let is_new = self.slow_since.is_none();
+        if is_new {
+            self.slow_since = Some(tick);
+            self.progress_tick = tick;
+        }
+        is_new
+    }
+
+    /// The peer has taken something. `drained`: what is left is far below the bound. Whether messages are owed that had
+    /// found no room.
+    #[inline]
+    pub(crate) fn note_progress(&mut self, tick: u32, drained: bool) -> bool {
+        self.progress_tick = tick;
+        if !drained {
+            return false;
+        }
+        self.full_since = None;
+        self.burst_since = None;
+        std::mem::take(&mut self.owes_redelivery)
+    }
+
+    /// Messages that wait for an ACK found no room, and are to be queued again when there is some.
+    pub(crate) fn owe_redelivery(&mut self) {
+        self.owes_redelivery = true;
+    }
+
+    /// Since when it has been full, or nothing was taken of it.
+    pub(crate) fn too_slow_since(&self) -> Option<u32> {
+        let stalled = self.slow_since.map(|_| self.progress_tick);
+        match (self.full_since, stalled) {
+            (Some(full), Some(stalled)) => Some(full.min(stalled)),
+            (full, stalled) => full.or(stalled),
         }
     }
 }
@@ -96,11 +263,6 @@ pub(crate) struct SealedMessages {
 /// Whether a frame of this kind carries a message.
 pub(crate) const fn is_message(kind: u8) -> bool {
     kind == Kind::Deliver as u8 || kind == Kind::Push as u8
-}
-
-/// As [`unsent_messages`], of what was sealed.
-pub(crate) fn unsent_in_records(sealed: &[SealedMessages], taken: usize) -> u64 {
-    sealed.iter().filter(|record| record.end as usize > taken).map(|record| u64::from(record.messages)).sum()
 }
 
 /// Messages without ACK whose frame ends beyond `taken` in a run of whole frames: what a closing connection leaves

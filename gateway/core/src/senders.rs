@@ -1,6 +1,7 @@
 //! To whom the sessions of a shard may write, where that is for tokens and the connect-time hook to say.
 
 use crate::auth::Whom;
+use crate::byte_count::ByteCount;
 
 /// Bytes a connection takes in the table below. A node whose sessions may write to everybody has none.
 pub const SEND_CLAIM_BYTES: usize = size_of::<Whom>();
@@ -16,7 +17,7 @@ pub(crate) struct Senders {
     /// Slots with a claim.
     held: usize,
     /// Bytes of the lists in them.
-    list_bytes: usize,
+    list_bytes: ByteCount,
 }
 
 fn list_bytes(claim: &Whom) -> usize {
@@ -29,7 +30,7 @@ fn list_bytes(claim: &Whom) -> usize {
 impl Senders {
     /// For slots below `slots_max`. Memory is taken with the first claim, and touched when its slot is first used.
     pub(crate) fn new(slots_max: u32) -> Self {
-        Senders { by_slot: Vec::new(), slots_max, held: 0, list_bytes: 0 }
+        Senders { by_slot: Vec::new(), slots_max, held: 0, list_bytes: ByteCount::default() }
     }
 
     /// Sessions that may write to others than their own user.
@@ -39,14 +40,14 @@ impl Senders {
 
     /// Bytes of the lists.
     pub(crate) fn bytes(&self) -> usize {
-        self.list_bytes
+        self.list_bytes.get()
     }
 
     /// Whether the session in a slot may have this claim, in place of the one it has.
     pub(crate) fn has_room(&self, slot: u32, claim: &Whom, bytes_max: usize) -> bool {
         let (before, after) = (self.by_slot.get(slot as usize).map_or(0, list_bytes), list_bytes(claim));
         // One that takes no more than what it takes the place of always has room.
-        after <= before || self.list_bytes - before + after <= bytes_max
+        after <= before || self.list_bytes.get() - before + after <= bytes_max
     }
 
     /// The session in a slot has this claim from now on.
@@ -61,7 +62,7 @@ impl Senders {
             self.by_slot.resize(slot as usize + 1, Whom::Nobody);
         }
         self.held += 1;
-        self.list_bytes += list_bytes(&claim);
+        self.list_bytes.add(list_bytes(&claim));
         self.by_slot[slot as usize] = claim;
     }
 
@@ -71,7 +72,7 @@ impl Senders {
         let before = std::mem::take(place);
         if before != Whom::Nobody {
             self.held -= 1;
-            self.list_bytes -= list_bytes(&before);
+            self.list_bytes.sub(list_bytes(&before));
         }
     }
 

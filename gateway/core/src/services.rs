@@ -11,6 +11,7 @@ mod call_portal;
 mod calls;
 mod dials;
 mod http_spec;
+mod ledgers;
 mod native_spec;
 mod nodes;
 mod pick_key;
@@ -171,21 +172,21 @@ pub(crate) struct Services {
     /// Empty ones, for sessions that begin to call.
     spare_lists: Vec<Vec<OpenCall>>,
     /// Calls that came from other shards, of this node or others, by caller.
-    pub(crate) foreign: HashMap<(NodeKey, u16, ConnId, u64), CallKey>,
+    foreign: HashMap<(NodeKey, u16, ConnId, u64), CallKey>,
     /// Where other nodes have workers.
     pub(crate) nodes: Nodes,
     /// Instances that take calls at other shards, by service: the shards that have some, with their number.
     elsewhere: HashMap<u16, Vec<(u16, u16)>>,
     /// Calls that have had an answer with MORE.
-    pub(crate) streams: Fifo,
+    streams: Fifo,
     /// Where the next call for another shard goes, and the next link that asks for no shard.
     turn: usize,
     link_turn: u16,
     pub(crate) rng: SmallRng,
     /// Bytes of calls that are kept because they may have to be sent, or sent again.
-    pub(crate) kept_bytes: usize,
+    kept_bytes: usize,
     /// Calls that wait for room at a worker.
-    pub(crate) queued: usize,
+    queued: usize,
     /// Links whose requests begin with a head.
     pub(crate) heads: usize,
     /// Room for one request's head and body.
@@ -371,5 +372,16 @@ impl Services {
             at = at.saturating_sub(usize::from(*instances));
             here.then_some(*shard)
         })
+    }
+
+    /// Nothing is left of calls and workers that are gone.
+    #[cfg(test)]
+    pub(crate) fn assert_empty(&self, shard: u16) {
+        let left = (self.calls.len(), self.links.len(), self.callers.len(), self.foreign.len());
+        assert_eq!(left, (0, 0, 0, 0), "shard {shard}: calls, links, callers, calls of other shards");
+        assert_eq!((self.kept_bytes, self.queued, self.heads), (0, 0, 0), "shard {shard}");
+        for pool in self.pools.values() {
+            assert_eq!((pool.waiting, pool.instances.len()), (0, 0), "shard {shard}: {}", pool.spec.service);
+        }
     }
 }

@@ -176,7 +176,7 @@ pub(crate) struct Watches {
     pub(crate) watchers: Watchers,
     pub(crate) homes: Homes,
     /// Nodes that were not reached at the last look.
-    pub(crate) silent: Vec<NodeKey>,
+    silent: Vec<NodeKey>,
     /// Whom sessions may watch, by slot, where tokens say so.
     pub(crate) claims: HashMap<u32, Whom>,
     /// Bytes of the lists in them.
@@ -184,10 +184,28 @@ pub(crate) struct Watches {
     /// Slots of sessions for whose list there was no room.
     pub(crate) unkept: HashSet<u32>,
     /// The node could not serve at the last tick.
-    pub(crate) paused: bool,
+    paused: bool,
 }
 
 impl Watches {
+    /// The node cannot serve in this tick: it cannot tell who is online, and must not.
+    pub(crate) fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// The node can serve. If it could not before, what it can tell of users may be another thing now.
+    pub(crate) fn resume(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.homes.begin_walk();
+        }
+    }
+
+    /// These nodes are not reached. Returns those of them that were at the last look.
+    pub(crate) fn note_silent(&mut self, silent: Vec<NodeKey>) -> Vec<NodeKey> {
+        let known = std::mem::replace(&mut self.silent, silent);
+        self.silent.iter().filter(|node| !known.contains(node)).copied().collect()
+    }
+
     /// Nobody watches, and nobody is watched.
     pub(crate) fn is_idle(&self) -> bool {
         self.watchers.is_empty() && self.homes.is_empty()

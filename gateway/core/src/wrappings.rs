@@ -10,7 +10,7 @@ use trunkline_proto::websocket::{CONTROL_BYTES_MAX, Inbound};
 /// What has to be remembered of connections that are not native, by slot. A quiet one has no entry: it costs no more
 /// than a native one.
 #[derive(Debug, Default)]
-pub(crate) struct Wrappings(pub(crate) HashMap<u32, Box<Wrapping>>);
+pub(crate) struct Wrappings(HashMap<u32, Box<Wrapping>>);
 
 /// What has to be remembered of one.
 #[derive(Default)]
@@ -73,6 +73,22 @@ impl Wrappings {
     /// Connections of which something has to be remembered.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// What is remembered of a connection.
+    pub(crate) fn get(&self, slot: u32) -> Option<&Wrapping> {
+        self.0.get(&slot).map(|wrapping| &**wrapping)
+    }
+
+    /// Takes what is remembered of a connection.
+    pub(crate) fn take(&mut self, slot: u32) -> Option<Box<Wrapping>> {
+        self.0.remove(&slot)
+    }
+
+    /// Remembers that of a connection, of which nothing is remembered.
+    pub(crate) fn put(&mut self, slot: u32, wrapping: Box<Wrapping>) {
+        let before = self.0.insert(slot, wrapping);
+        debug_assert!(before.is_none(), "what was remembered of slot {slot} would be forgotten, and stay counted");
     }
 
     /// The handshake of a connection.

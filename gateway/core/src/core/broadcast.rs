@@ -39,7 +39,7 @@ enum Asker {
 
 /// One walk through the sessions of this shard.
 #[derive(Debug)]
-struct Walk {
+struct BroadcastWalk {
     asker: Asker,
     /// This node, as others knew it when the walk began.
     own: NodeKey,
@@ -83,7 +83,7 @@ struct Lead {
 /// The walks of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Broadcasts {
-    walks: VecDeque<Walk>,
+    walks: VecDeque<BroadcastWalk>,
     /// Ends of walks for other nodes that found no room on their way: they are told again with the next tick.
     untold: Vec<Untold>,
     leads: Vec<Lead>,
@@ -129,7 +129,7 @@ impl Shard {
         let slots = self.links.slots.high_water();
         let (tally, told) = (Tally::default(), Tally::default());
         let own = self.own_key();
-        let walk = Walk { asker, own, token, id, condition, frame, slot: 0, slots, tally, told, end: None };
+        let walk = BroadcastWalk { asker, own, token, id, condition, frame, slot: 0, slots, tally, told, end: None };
         if asker != Asker::Here {
             self.broadcasts.bytes_for_others += walk.frame.len();
         }
@@ -178,7 +178,7 @@ impl Shard {
         more && self.broadcasts.allowance > 0
     }
 
-    fn walk_some(&mut self, walk: &mut Walk, sessions: &mut u32, slots: &mut u32) {
+    fn walk_some(&mut self, walk: &mut BroadcastWalk, sessions: &mut u32, slots: &mut u32) {
         while walk.slot < walk.slots {
             if *sessions == 0 || *slots == 0 {
                 return;
@@ -205,7 +205,7 @@ impl Shard {
     }
 
     /// Whether the session in a slot is one that it is for.
-    fn is_met(&mut self, walk: &Walk, slot: u32) -> bool {
+    fn is_met(&mut self, walk: &BroadcastWalk, slot: u32) -> bool {
         let conn = self.links.slots.at(slot);
         if conn.phase != Phase::Open || conn.flags.has(ConnFlags::SERVICE) {
             return false;
@@ -224,8 +224,8 @@ impl Shard {
     }
 
     /// Tells how far a walk is. False if that has to be told again.
-    fn tell_walk(&mut self, walk: &mut Walk) -> bool {
-        let Walk { token, tally, end, .. } = *walk;
+    fn tell_walk(&mut self, walk: &mut BroadcastWalk) -> bool {
+        let BroadcastWalk { token, tally, end, .. } = *walk;
         match walk.asker {
             Asker::Here => self.tell_broadcast(Part { node: 0, shard: self.shard }, token, tally, end),
             Asker::There { node, shard } => {

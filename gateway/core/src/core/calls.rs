@@ -82,7 +82,7 @@ impl Shard {
             let record = ServiceRecord::Call { conn, service, flags, id, user, head: &head, body };
             return self.call_upstream(slot, OpenCall { id, peer, no_reply, place: Place::Upstream }, &record);
         }
-        let serves_here = services.pools.get(&service).is_some_and(|pool| pool.told > 0);
+        let serves_here = services.pools.get(&service).is_some_and(|pool| pool.is_told());
         let other_shard = if serves_here { None } else { services.other_shard(service) };
         let goes_far = !serves_here && other_shard.is_none() && services.nodes.serve(service);
         if serves_here || goes_far {
@@ -148,7 +148,7 @@ impl Shard {
         let tick = self.links.tick;
         let services = self.services.as_mut()?;
         let pool = services.pools.get_mut(&service)?;
-        pool.retries.note_call();
+        pool.note_call();
         // A tick more: the one that runs has begun already.
         let deadline_tick = tick + ticks(pool.spec.call_timeout_ms) + 1;
         let call = Call {
@@ -220,7 +220,7 @@ impl Shard {
             return self.end_call(key, Code::Overloaded);
         }
         let has_place = services.pools.get(&call.service);
-        if has_place.is_none_or(|pool| pool.waiting >= pool.spec.queue as usize) {
+        if has_place.is_none_or(|pool| !pool.has_queue_room()) {
             self.links.stats.limit_call_queue.add(1);
             self.end_call(key, Code::Overloaded);
         } else if self.keep_call(key, Kept { head: head.into(), body: body.into() }) {
@@ -234,27 +234,14 @@ impl Shard {
     /// Keeps what a worker may have to get later. False if there is no room for it.
     pub(super) fn keep_call(&mut self, key: CallKey, kept: Kept) -> bool {
         let Some(services) = &mut self.services else { return false };
-        let bytes = services.kept_bytes + kept.bytes();
-        if bytes > self.links.limits.calls_kept_bytes_max {
-            return false;
-        }
-        if let Some(call) = services.calls.get(key) {
-            call.kept = Some(Box::new(kept));
-            services.kept_bytes = bytes;
-        }
-        true
+        services.keep(key, kept, self.links.limits.calls_kept_bytes_max)
     }
 
     /// Lets a call wait for a worker that has room: behind all others, or at this place among them.
     fn queue_call(&mut self, key: CallKey, place: Option<usize>) {
-        let Some(services) = &mut self.services else { return };
-        let Some(call) = services.calls.get(key) else { return };
-        call.at = At::Queue;
-        let Some(pool) = services.pools.get_mut(&call.service) else { return };
-        let place = place.unwrap_or(usize::MAX).min(pool.queue.len());
-        pool.queue.insert(place, key);
-        pool.waiting += 1;
-        services.queued += 1;
+        if let Some(services) = &mut self.services {
+            services.queue(key, place);
+        }
     }
 
     /// Writes the REQUEST of a call for a worker with room, if there is one; but not for the instance `except`.
@@ -370,10 +357,10 @@ impl Shard {
         loop {
             let Some(services) = &mut self.services else { return };
             let Some(pool) = services.pools.get_mut(&service) else { return };
-            let Some(key) = pool.queue.front().copied() else { return };
+            let Some(key) = pool.first_queued() else { return };
             let kept = services.calls.get(key).filter(|call| call.at == At::Queue).and_then(|call| call.kept.take());
             let Some(kept) = kept else {
-                pool.queue.pop_front();
+                pool.skip_ended();
                 continue;
             };
             let room = self.give(key, &kept.head, &kept.body, None);
@@ -381,13 +368,9 @@ impl Shard {
             let is_far = room == Room::Nobody && self.give_far(key, &kept.head, &kept.body, true, None);
             let Some(services) = &mut self.services else { return };
             if is_far || matches!(room, Room::At(_)) {
-                services.queued -= 1;
-                if let Some(pool) = services.pools.get_mut(&service) {
-                    pool.queue.pop_front();
-                    pool.waiting -= 1;
-                }
+                services.unqueue_first(service);
                 if !is_far && !services.keeps(key) {
-                    services.kept_bytes -= kept.bytes();
+                    services.drop_kept(&kept);
                     continue;
                 }
             }
@@ -439,21 +422,12 @@ impl Shard {
     pub(super) fn begin_answer(&mut self, key: CallKey) {
         let tick = self.links.tick;
         let Some(services) = &mut self.services else { return };
-        let Services { calls, pools, streams, kept_bytes, .. } = &mut **services;
-        let Some(call) = calls.get(key).filter(|call| !call.has_begun) else { return };
-        call.has_begun = true;
-        call.deadline_tick = tick + ticks(MORE_MS) + 1;
-        if let Some(kept) = call.kept.take() {
-            *kept_bytes -= kept.bytes();
-        }
-        if let Some(pool) = pools.get_mut(&call.service) {
-            calls.transfer(&mut pool.fifo, streams, key);
-        }
+        services.begin_answer(key, tick + ticks(MORE_MS) + 1);
     }
 
     /// A link has room: for whatever waits of its services.
     fn drain_queues_of(&mut self, slot: u32) {
-        let Some(services) = self.services.as_ref().filter(|services| services.queued > 0) else { return };
+        let Some(services) = self.services.as_ref().filter(|services| services.queued() > 0) else { return };
         let Some(link) = services.links.get(&slot) else { return };
         for service in link.services.clone() {
             self.drain_queue(service);
@@ -488,7 +462,7 @@ impl Shard {
                 let may = has_time && !is_far && call.tries < TRIES_MAX && (keeps || left == Left::NotBegun);
                 #[cfg(test)]
                 let may = may || (has_time && planted(Bug::LostRetried));
-                let in_budget = may && pool.retries.take(now_ms);
+                let in_budget = may && pool.may_retry(now_ms);
                 self.links.stats.limit_call_retries.add(u64::from(may && !in_budget));
                 in_budget
             }
@@ -510,11 +484,8 @@ impl Shard {
         let Some(services) = &mut self.services else { return };
         let keeps = room == Room::Full || is_far || services.keeps(key);
         let pool = services.calls.get(key).and_then(|call| services.pools.get(&call.service));
-        let queue_is_full = pool.is_none_or(|pool| pool.waiting >= pool.spec.queue as usize);
-        match services.calls.get(key) {
-            Some(call) if keeps => call.kept = Some(kept),
-            _ => services.kept_bytes -= kept.bytes(),
-        }
+        let queue_is_full = pool.is_none_or(|pool| !pool.has_queue_room());
+        services.put_back(key, kept, keeps);
         match room {
             _ if is_far || matches!(room, Room::At(_)) => {
                 let is_retry = matches!(left, Left::NotBegun | Left::Lost);
@@ -638,17 +609,13 @@ impl Shard {
         let Some(services) = &self.services else { return };
         let pools: Vec<u16> = services.pools.keys().copied().collect();
         for service in pools {
-            while let Some(key) = self.services.as_ref().and_then(|services| {
-                services.pools.get(&service).and_then(|pool| services.calls.overdue(&pool.fifo, tick))
-            }) {
+            while let Some(key) = self.services.as_ref().and_then(|services| services.overdue(service, tick)) {
                 self.links.stats.limit_call_time.add(1);
                 self.time_out(key);
             }
             self.drain_queue(service);
         }
-        while let Some(key) =
-            self.services.as_ref().and_then(|services| services.calls.overdue(&services.streams, tick))
-        {
+        while let Some(key) = self.services.as_ref().and_then(|services| services.overdue_stream(tick)) {
             self.links.stats.limit_call_more.add(1);
             self.time_out(key);
         }
@@ -678,16 +645,8 @@ impl Shard {
     /// The calls of a link that ends, in the order in which they came. `pending`: frames of which the kernel has no
     /// byte.
     pub(super) fn calls_of_link_end(&mut self, slot: u32, link: &ServiceLink, pending: &[u8]) {
-        let Some(services) = &mut self.services else { return };
-        let is_there = |(key, call): (CallKey, &Call)| match call.at {
-            At::Link { slot: has_it, .. } if has_it == slot => Some(key),
-            _ => None,
-        };
-        let mut keys = Vec::new();
-        for pool in link.services.iter().filter_map(|service| services.pools.get(service)) {
-            keys.extend(services.calls.in_order(&pool.fifo).filter_map(is_there));
-        }
-        keys.extend(services.calls.in_order(&services.streams).filter_map(is_there));
+        let Some(services) = &self.services else { return };
+        let keys = services.calls_of_link(slot, link);
         let mut unsent = unsent_requests(pending);
         let mut place = 0;
         for key in keys {
@@ -698,11 +657,7 @@ impl Shard {
                 continue;
             };
             call.tries -= 1;
-            if call.kept.is_none() {
-                // It was admitted, so it is kept whatever else is: no more than a link's queue holds.
-                services.kept_bytes += kept.bytes();
-                call.kept = Some(Box::new(kept));
-            }
+            services.keep_unsent(key, kept);
             self.call_left(key, Left::NeverSent, &mut place);
         }
     }
@@ -714,7 +669,7 @@ impl Shard {
             ServiceRecord::Call { conn, service, flags, id, user, head, body } => {
                 let caller = Caller::own(from, conn);
                 let full = services.calls.len() >= self.links.limits.calls_max as usize;
-                let serves = services.pools.get(&service).is_some_and(|pool| pool.told > 0);
+                let serves = services.pools.get(&service).is_some_and(|pool| pool.is_told());
                 let refused = match (serves, full) {
                     (false, _) => Some(Code::ServiceUnavailable),
                     (true, true) => Some(Code::Overloaded),
@@ -727,13 +682,13 @@ impl Shard {
                 }
                 let Some(key) = self.add_call(caller, id, user, service, flags) else { return };
                 if let Some(services) = &mut self.services {
-                    services.foreign.insert((NodeKey::OWN, from, conn, id), key);
+                    services.note_foreign(caller, id, key);
                 }
                 self.place_call(key, HeadOf::Given(head), body);
             }
             ServiceRecord::Answer { conn, id, status, flags, body } => self.reply_to(conn, id, status, flags, body),
             ServiceRecord::Cancel { conn, id } => {
-                if let Some(key) = services.foreign.get(&(NodeKey::OWN, from, conn, id)).copied() {
+                if let Some(key) = services.foreign(Caller::own(from, conn), id) {
                     self.cancel_call(key);
                 }
             }

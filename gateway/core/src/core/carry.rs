@@ -225,7 +225,7 @@ impl Shard {
             FarRecord::Answer { seat, id, .. } if refused => self.cancel_foreign(node, seat, id),
             // The walk waits for the link to be easy, and begins again.
             FarRecord::Register { .. } | FarRecord::Settled { .. } | FarRecord::SettledShards { .. } if refused => {
-                self.walk_again();
+                self.directory.walk_again();
             }
             _ => {
                 let mut bytes = Vec::with_capacity(record.encoded_len());

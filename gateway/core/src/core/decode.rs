@@ -1,6 +1,6 @@
 //! Bytes to frames, and frames to the step that handles them.
 
-use super::links::{MILLIFRAMES, frame_units};
+use super::links::frame_units;
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase, Wire};
 use crate::limits::LOGIN_FRAME_BYTES_MAX;
@@ -46,7 +46,7 @@ impl Shard {
         // In a message of a WebSocket such a byte is the length of a frame, as it is everywhere later.
         let opens = conn.phase == Phase::Handshake && conn.partial.is_none() && conn.wire.kind() == Wire::NATIVE;
         if opens {
-            let in_clear = !conn.wire.has(Wire::TLS) && conn.needs_tls(self.tls_required);
+            let in_clear = !conn.wire.has(Wire::TLS) && self.entrance.needs_tls(conn);
             if bytes.first().is_some_and(|first| *first != 0 || in_clear) {
                 return self.open_otherwise(slot, bytes);
             }
@@ -342,9 +342,7 @@ impl Shard {
         if conn.phase != Phase::Open {
             return;
         }
-        conn.traffic_tick = tick;
-        if !conn.flags.has(ConnFlags::HOT) {
-            conn.flags.set(ConnFlags::HOT);
+        if conn.note_traffic(tick) {
             self.links.wheel.arm_earlier(slot, tick + super::links::ticks(self.links.limits.hot_idle_ms));
         }
     }
@@ -365,17 +363,6 @@ impl Shard {
     fn frame_allowed(&mut self, slot: u32) -> bool {
         let per_sec = self.links.limits.frames_per_sec;
         let now_ms = self.now.mono_ms as u32;
-        let conn = self.links.slots.at(slot);
-        let earned = u64::from(now_ms.wrapping_sub(conn.rate_ms)) * u64::from(per_sec);
-        let full = u64::from(per_sec) * u64::from(MILLIFRAMES);
-        let now = u64::from(conn.rate_milliframes);
-        // What deliveries put in beyond a second's worth stays.
-        conn.rate_milliframes = now.max((now + earned).min(full)) as u32;
-        conn.rate_ms = now_ms;
-        let allowed = conn.rate_milliframes >= MILLIFRAMES;
-        if allowed {
-            conn.rate_milliframes -= MILLIFRAMES;
-        }
-        allowed
+        self.links.slots.at(slot).take_frame(per_sec, now_ms)
     }
 }

@@ -4,7 +4,7 @@
 use super::links::ticks;
 use super::shard::Shard;
 use crate::directory::{Home, Member, Routing};
-use crate::events::{Event, EventKind, HELD_MAX, HeldFate, KEPT_MS};
+use crate::events::{Event, EventKind, HeldFate, KEPT_MS};
 use crate::ids::Origin;
 use crate::reason::CloseReason;
 use trunkline_proto::Outcome;
@@ -65,7 +65,7 @@ impl Shard {
         if !(online || offline) || self.home(user) != Home::Here {
             return;
         }
-        let was_away = self.events.as_mut().is_some_and(|events| events.grace.is_back(user));
+        let was_away = self.events.as_mut().is_some_and(|events| events.is_back(user));
         if online && !was_away {
             self.tell_event(&Event::new(EventKind::UserOnline, self.now.wall_ms, user));
         }
@@ -78,7 +78,7 @@ impl Shard {
             return;
         }
         let (tick, since_ms) = (self.links.tick, self.now.wall_ms);
-        if self.events.as_mut().is_some_and(|events| !events.grace.goes(user, since_ms, tick)) {
+        if self.events.as_mut().is_some_and(|events| !events.goes(user, since_ms, tick)) {
             self.links.stats.limit_events_going.add(1);
             self.tell_gone(user, since_ms);
         }
@@ -123,8 +123,8 @@ impl Shard {
     pub(super) fn tell_stored_fate(&mut self, event: Option<u64>, origin: Origin, id: u64, user: u64, stamp: u64) {
         let tick = self.links.tick;
         if let (Some(event), Some(events)) = (event, &mut self.events) {
-            if events.held.len() < HELD_MAX {
-                return events.held.push_back(HeldFate { event, origin, id, user, stamp, tick });
+            if events.hold(HeldFate { event, origin, id, user, stamp, tick }) {
+                return;
             }
             self.links.stats.limit_events_held.add(1);
         }
@@ -143,7 +143,7 @@ impl Shard {
 
     /// Whether senders wait until events are kept.
     pub(crate) fn holds_fates(&self) -> bool {
-        self.events.as_ref().is_some_and(|events| !events.held.is_empty())
+        self.events.as_ref().is_some_and(|events| events.held() > 0)
     }
 
     /// Whether senders can be told that could not before.
@@ -176,14 +176,14 @@ impl Shard {
     pub(super) fn expire_events(&mut self) {
         let tick = self.links.tick;
         let ends = self.ends();
-        while let Some(going) = self.events.as_mut().and_then(|events| events.grace.take_gone(tick, ends)) {
+        while let Some(going) = self.events.as_mut().and_then(|events| events.take_gone(tick, ends)) {
             if !self.presence.sessions(going.user).is_empty() || self.home(going.user) != Home::Here {
                 continue;
             }
             // Other nodes may still tell of a session: then it has waited too little.
             let waits = !ends && self.is_unsettled(going.user);
             let waits_on =
-                waits && self.events.as_mut().is_some_and(|events| events.grace.goes(going.user, going.since_ms, tick));
+                waits && self.events.as_mut().is_some_and(|events| events.goes(going.user, going.since_ms, tick));
             if !waits_on {
                 self.tell_gone(going.user, going.since_ms);
             }

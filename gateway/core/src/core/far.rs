@@ -64,8 +64,8 @@ impl Shard {
     /// Whose home a user is.
     #[inline]
     pub(crate) fn home(&self, user: u64) -> Home {
-        match &self.directory.routing {
-            Some(routing) => self.directory.known.home(routing, user),
+        match self.directory.home(user) {
+            Some(home) => home,
             None if self.alone => Home::Here,
             None => Home::Nowhere,
         }
@@ -184,20 +184,7 @@ impl Shard {
     /// Whether this node became the home of a user with the present view or one shortly before, and not all that
     /// matters to the user has been told since.
     pub(crate) fn is_unsettled(&self, user: u64) -> bool {
-        let Directory { settling, before, .. } = &self.directory;
-        if settling.is_settled() {
-            return false;
-        }
-        // Whose home has been here all the time does not wait for anybody.
-        if !before.is_empty() && before.iter().all(|routing| routing.home(user) == Home::Here) {
-            return false;
-        }
-        // Of those that are not reached, only a home of before may still act as one.
-        let acts = |silent: &[NodeKey]| {
-            let mut homes = before.iter().map(|routing| routing.home(user));
-            homes.any(|home| matches!(home, Home::There { node, .. } if silent.contains(&node)))
-        };
-        settling.waits_only_for().is_none_or(|silent| before.is_empty() || acts(silent))
+        self.directory.is_unsettled(user)
     }
 
     /// Lets a message wait until it is known where its recipient is.
@@ -473,8 +460,7 @@ impl Shard {
 
     /// A shard of another node has told of all its sessions for the view of that digest.
     fn settled_there(&mut self, node: NodeKey, from: u16, digest: u64) {
-        let told = self.directory.remotes.told();
-        self.directory.unsettled |= self.directory.settling.said(node, from, digest, told);
+        self.directory.said(node, from, digest);
     }
 
     /// A memo of another node's control thread, for this node's.

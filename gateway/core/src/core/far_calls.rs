@@ -71,7 +71,7 @@ impl Shard {
     /// A new call for which no worker here has room: hands it to another node, else lets it wait or end.
     pub(super) fn place_call_far(&mut self, key: CallKey, room: Room, head: Vec<u8>, body: &[u8]) {
         let comes_back = {
-            let kept_bytes = self.services.as_ref().map_or(0, |services| services.kept_bytes);
+            let kept_bytes = self.services.as_ref().map_or(0, |services| services.kept_bytes());
             kept_bytes + head.len() + body.len() <= self.links.limits.calls_kept_bytes_max
         };
         if self.give_far(key, &head, body, room == Room::Nobody || !comes_back, None) {
@@ -176,8 +176,8 @@ impl Shard {
 
     /// Nobody waits any more for a call of another node, if this shard has it.
     pub(super) fn cancel_foreign(&mut self, node: NodeKey, seat: Seat, id: u64) {
-        let caller = (node, seat.shard, seat.conn, id);
-        let key = self.services.as_ref().and_then(|services| services.foreign.get(&caller).copied());
+        let caller = Caller { node, shard: seat.shard, conn: seat.conn };
+        let key = self.services.as_ref().and_then(|services| services.foreign(caller, id));
         if let Some(key) = key {
             self.cancel_call(key);
         }
@@ -194,7 +194,7 @@ impl Shard {
         let (tick, frame_bytes_max) = (self.links.tick, self.links.limits.frame_bytes_max as usize);
         let Some(services) = &mut self.services else { return };
         let full = services.calls.len() >= self.links.limits.calls_max as usize;
-        let serves = !services.is_upstream(service) && services.pools.get(&service).is_some_and(|pool| pool.told > 0);
+        let serves = !services.is_upstream(service) && services.pools.get(&service).is_some_and(|pool| pool.is_told());
         let caller = Caller { node, shard: seat.shard, conn: seat.conn };
         if !serves || HEADER_LONG + body.len() > frame_bytes_max || head.len() > usize::from(u16::MAX) / 2 {
             return self.refuse_far_call(node, seat, id, Code::ServiceUnavailable);
@@ -203,15 +203,14 @@ impl Shard {
             self.links.stats.limit_calls.add(1);
             return self.refuse_far_call(node, seat, id, Code::Overloaded);
         }
-        let before = services.foreign.get(&(node, seat.shard, seat.conn, id)).copied();
-        if let Some(key) = before {
+        if let Some(key) = services.foreign(caller, id) {
             // Its node has given that up and asks again.
             self.cancel_call(key);
         }
         let flags_of_client = flags & (call_flags::SAFE | call_flags::NO_REPLY);
         let Some(key) = self.add_call(caller, id, user, service, flags_of_client) else { return };
         let Some(services) = &mut self.services else { return };
-        services.foreign.insert((node, seat.shard, seat.conn, id), key);
+        services.note_foreign(caller, id, key);
         if let Some(call) = services.calls.get(key) {
             call.again = flags & far_call_flags::AGAIN != 0;
             call.may_wait = flags & far_call_flags::NO_WAIT == 0;
@@ -339,7 +338,7 @@ impl Shard {
         let Some(services) = &mut self.services else { return };
         services.nodes.retain(|node| !reborn && routing.member(node).is_some());
         // Before a call at a node that is gone ends, its record is given back if it was never sent.
-        services.nodes.look_tick = Some(soon);
+        services.nodes.look_at(soon);
         if reborn {
             self.give_up_nodes(|_| true);
             self.cancel_calls_of_nodes(|_| true);
@@ -355,16 +354,8 @@ impl Shard {
 
     /// Calls that such nodes have, or have handed on, are over.
     fn give_up_nodes(&mut self, gone: impl Fn(NodeKey) -> bool) {
-        let Some(services) = &mut self.services else { return };
-        let is_there = |(key, call): (CallKey, &Call)| match call.at {
-            At::Node { node, shard } if gone(node) => Some((key, call.id, node, shard)),
-            _ => None,
-        };
-        let mut lost = Vec::new();
-        for fifo in services.pools.values().map(|pool| &pool.fifo).chain([&services.streams]) {
-            lost.extend(services.calls.in_order(fifo).filter_map(is_there));
-        }
-        for (key, id, node, shard) in lost {
+        let Some(services) = &self.services else { return };
+        for (key, id, node, shard) in services.calls_at_nodes(gone) {
             // If it is only out of reach it hears of it later.
             if self.speaks_of_calls(node) {
                 self.cancel_far(key, id, node, shard);
@@ -375,14 +366,8 @@ impl Shard {
 
     /// The same for calls of nodes that are no members any more.
     fn cancel_calls_of_nodes(&mut self, gone: impl Fn(NodeKey) -> bool) {
-        let Some(services) = &mut self.services else { return };
-        let ended: Vec<CallKey> = services
-            .foreign
-            .iter()
-            .filter(|((node, ..), _)| *node != NodeKey::OWN && gone(*node))
-            .map(|(_, key)| *key)
-            .collect();
-        for key in ended {
+        let Some(services) = &self.services else { return };
+        for key in services.foreign_of(gone) {
             let call = self.services.as_mut().and_then(|services| services.calls.get(key));
             if call.is_some_and(|call| call.flags & call_flags::NO_REPLY == 0) {
                 self.cancel_call(key);
@@ -392,8 +377,7 @@ impl Shard {
 
     /// Whether calls of other nodes are open here.
     pub(super) fn has_far_calls(&self) -> bool {
-        let services = self.services.as_ref();
-        services.is_some_and(|services| services.foreign.keys().any(|(node, ..)| *node != NodeKey::OWN))
+        self.services.as_ref().is_some_and(|services| services.has_far_calls())
     }
 
     /// What is due in this tick.
@@ -402,7 +386,7 @@ impl Shard {
         let Some(routing) = self.directory.routing.clone().filter(|_| !self.alone) else { return };
         let Some(services) = &mut self.services else { return };
         let is_member = |node: NodeKey| routing.member(node).is_some();
-        if services.nodes.look_tick.take_if(|due| *due <= tick).is_some() {
+        if services.nodes.take_look(tick) {
             self.give_up_nodes(|node| !is_member(node));
             self.cancel_calls_of_nodes(|node| !is_member(node));
         }
@@ -433,10 +417,7 @@ impl Shard {
         let drains = self.drain.is_some();
         let Some(routing) = self.directory.routing.clone() else { return };
         let Some(services) = &mut self.services else { return };
-        if std::mem::replace(&mut services.nodes.drains, drains) != drains {
-            services.nodes.is_news = true;
-        }
-        if !std::mem::take(&mut services.nodes.is_news) {
+        if !services.nodes.take_news(drains) {
             return;
         }
         let pools = services.pools.iter().filter(|(service, _)| !drains && !services.is_upstream(**service));
@@ -461,7 +442,7 @@ impl Shard {
                 }
             }
             if let Some(services) = self.services.as_mut().filter(|_| is_left) {
-                services.nodes.is_news = true;
+                services.nodes.note_news();
             }
         }
     }

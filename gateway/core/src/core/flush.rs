@@ -3,14 +3,12 @@
 //! close.
 
 use super::Core;
+use super::links::Sent;
 use crate::conn::{Conn, ConnFlags, Phase, Wire};
 use crate::io::{BufId, ConnId, HandoverToken, Io, OpResult, ReadOp, errno};
 use crate::limits::ReadMode;
 use crate::mailbox::{Arrival, NotTaken};
-use crate::outbox::{unsent_in_records, unsent_messages};
 use crate::reason::CloseReason;
-use crate::transport::outbound::{seal, seal_tls, unsent_sealed_messages};
-use crate::transport::tls::Bounds;
 
 /// What is to come after a receive's bytes.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +117,7 @@ impl<I: Io> Core<I> {
         self.shard.groups.parts.drop_frames();
         for slot in 0..self.shard.links.slots.high_water() {
             let conn = self.shard.links.slots.at(slot);
-            if conn.outbox.as_ref().is_some_and(|outbox| outbox.sending.is_some() && !outbox.pending.is_empty()) {
+            if conn.outbox.as_ref().is_some_and(|outbox| outbox.is_sending() && outbox.has_pending()) {
                 self.failed(self.shard.links.slots.id(slot));
             }
         }
@@ -127,41 +125,12 @@ impl<I: Io> Core<I> {
 
     /// A send has ended.
     pub(super) fn on_sent(&mut self, id: ConnId, result: OpResult<usize>, buf: Vec<u8>) {
-        let links = &mut self.shard.links;
-        let Some(conn) = links.slots.get(id) else { return self.count_stale(id) };
-        if conn.flags.has(ConnFlags::MESH) {
-            return self.on_node_sent(id, result, buf);
-        }
-        let phase = conn.phase;
-        let Some(outbox) = &mut conn.outbox else { return self.count_stale(id) };
-        let taken = result.unwrap_or(0);
-        outbox.sending_left -= taken;
-        outbox.sending_offset += taken;
-        links.outbox_bytes -= taken;
-        links.stats.bytes_out.add(taken as u64);
-        if outbox.sending_left > 0 && result.is_ok() && phase != Phase::Finishing {
-            links.stats.ring_short_sends.add(1);
-            outbox.sending = Some(self.io.send(id, buf, outbox.sending_offset));
-            links.flights.push(id.slot);
-            return links.note_drained(id.slot);
-        }
-        if outbox.sending_left > 0 {
-            let unsent = if conn.wire.is_native() {
-                unsent_messages(&buf, outbox.sending_offset)
-            } else if conn.wire.has(Wire::TLS) {
-                unsent_in_records(&outbox.sealed, outbox.sending_offset)
-            } else {
-                unsent_sealed_messages(&buf, outbox.sending_offset)
-            };
-            links.stats.copies_unsent.add(unsent);
-            links.outbox_bytes -= outbox.sending_left;
-        }
-        outbox.end_send(buf);
-        conn.flags.clear(ConnFlags::SEND_CANCELLED);
-        links.mark_dirty(id.slot);
-        match result {
-            Ok(_) => links.note_drained(id.slot),
-            Err(_) => self.failed(id),
+        let Core { io, shard, .. } = self;
+        match shard.links.sent(id, result, buf, |buf, offset| io.send(id, buf, offset)) {
+            Sent::Well => {}
+            Sent::Broken => self.failed(id),
+            Sent::OfNode(buf) => self.on_node_sent(id, result, buf),
+            Sent::Stale => self.count_stale(id),
         }
     }
 
@@ -179,14 +148,14 @@ impl<I: Io> Core<I> {
         for slot in std::mem::take(&mut self.waiting) {
             self.shard.links.mark_dirty(slot);
         }
-        let mut dirty = std::mem::take(&mut self.shard.links.dirty);
+        let mut dirty = self.shard.links.swap_dirty(Vec::new());
         for slot in dirty.drain(..) {
-            self.shard.links.slots.at(slot).flags.clear(ConnFlags::DIRTY);
+            self.shard.links.clear_dirty(slot);
             self.flush_conn(slot);
         }
         // A connection whose home shard has stopped was closed on the way, and goes on in the next turn.
-        for slot in std::mem::replace(&mut self.shard.links.dirty, dirty) {
-            self.shard.links.slots.at(slot).flags.clear(ConnFlags::DIRTY);
+        for slot in self.shard.links.swap_dirty(dirty) {
+            self.shard.links.clear_dirty(slot);
             self.waiting.push(slot);
         }
     }
@@ -220,49 +189,9 @@ impl<I: Io> Core<I> {
 
     /// One send at a time, with all that is queued.
     fn flush_outbox(&mut self, slot: u32) {
-        let links = &mut self.shard.links;
-        let id = links.slots.id(slot);
-        let conn = links.slots.at(slot);
-        match &mut conn.outbox {
-            Some(outbox) if outbox.sending.is_none() && !outbox.pending.is_empty() => {
-                let mut buf = outbox.begin_send();
-                if !conn.wire.is_native() {
-                    links.outbox_bytes -= buf.len();
-                    let mut worn_out = false;
-                    if conn.wire.has(Wire::TLS) {
-                        let mut keys = links.tls.sessions.view(slot);
-                        let updates = seal_tls(&mut buf, conn.wire, keys.as_mut(), &mut outbox.sealed);
-                        links.stats.tls_updates_out.add(updates.into());
-                        worn_out = keys.is_some_and(|keys| keys.is_worn_out(&Bounds::STANDARD));
-                    } else {
-                        seal(&mut buf, conn.wire.kind(), conn.wire.has(Wire::RAW));
-                    }
-                    links.outbox_bytes += buf.len();
-                    conn.wire.clear(Wire::RAW | Wire::LAYERED);
-                    outbox.sending_left = buf.len();
-                    if buf.is_empty() {
-                        // There are no keys to send it with, or what was owed has gone with something else.
-                        outbox.end_send(buf);
-                        if let Some(outbox) = conn.outbox.take() {
-                            links.spares.put(outbox);
-                        }
-                        return;
-                    }
-                    if worn_out && conn.phase == Phase::Open {
-                        outbox.sending = Some(self.io.send(id, buf, 0));
-                        links.flights.push(slot);
-                        return self.shard.close(slot, CloseReason::TlsWornOut);
-                    }
-                }
-                outbox.sending = Some(self.io.send(id, buf, 0));
-                links.flights.push(slot);
-            }
-            Some(outbox) if outbox.sending.is_none() => {
-                if let Some(outbox) = conn.outbox.take() {
-                    links.spares.put(outbox);
-                }
-            }
-            Some(_) | None => {}
+        let Core { io, shard, .. } = self;
+        if shard.links.send_queued(slot, |id, buf| io.send(id, buf, 0)) {
+            shard.close(slot, CloseReason::TlsWornOut);
         }
     }
 
@@ -336,7 +265,7 @@ impl<I: Io> Core<I> {
                 self.io.hand_over(id, home, token);
             }
             Err(NotTaken::Full(Arrival::Client(adoptee))) => {
-                self.shard.departing.insert(slot, adoptee);
+                self.shard.handovers.depart(slot, adoptee);
                 self.waiting.push(slot);
             }
             Err(NotTaken::Full(Arrival::Node(_)) | NotTaken::Stopped) => self.shard.close(slot, CloseReason::Draining),
@@ -378,7 +307,7 @@ impl<I: Io> Core<I> {
             conn.flags.set(ConnFlags::READ_CANCELLED);
             self.io.read_cancel(id, conn.read);
         }
-        if let Some(send) = conn.outbox.as_ref().and_then(|outbox| outbox.sending)
+        if let Some(send) = conn.outbox.as_ref().and_then(|outbox| outbox.send_id())
             && !conn.flags.has(ConnFlags::SEND_CANCELLED)
         {
             conn.flags.set(ConnFlags::SEND_CANCELLED);
@@ -389,7 +318,7 @@ impl<I: Io> Core<I> {
             // What the peer would not take is not kept for it by the kernel either.
             let reset = conn.flags.has(ConnFlags::RESET);
             if let Some(outbox) = conn.outbox.take() {
-                links.spares.put(outbox);
+                links.recycle(outbox);
             }
             self.io.close(slot, reset);
         }

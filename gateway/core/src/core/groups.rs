@@ -569,7 +569,7 @@ impl Shard {
         let of_message = if tells { flags::ACK } else { 0 };
         match group_reply(reply) {
             Ok(GroupReply::Stored { stamp, duplicate, members }) => {
-                self.follow_stamp(stamp);
+                self.stamps.follow(stamp);
                 self.note_stored_in_group(group, from, id, stamp);
                 match duplicate {
                     true => self.links.stats.group_duplicates.add(1),
@@ -602,7 +602,7 @@ impl Shard {
                 self.links.stats.group_accepted.add(1);
                 let last = self.groups.homes.get(group).map_or(0, |home| home.last);
                 let stamp = stamp.max(last + 1);
-                self.follow_stamp(stamp);
+                self.stamps.follow(stamp);
                 if let Some(origin) = origin.filter(|_| tells) {
                     self.tell_fate(origin, id, group, Outcome::Accepted, stamp);
                 }
@@ -872,7 +872,7 @@ impl Shard {
         let tick = self.links.tick;
         let Some(desk) = &mut self.desk else { return };
         match desk.ask(tick, Asked::Group(GroupAsked::Sync { conn, aux, group, after }), request) {
-            Ok(()) => drop(desk.syncs.insert(conn)),
+            Ok(()) => desk.begin_sync(conn),
             Err(_) => {
                 self.links.stats.limit_store_mail.add(1);
                 self.links.error(slot, Code::Overloaded, 0, 0);
@@ -882,7 +882,7 @@ impl Shard {
 
     fn group_page(&mut self, conn: ConnId, aux: u16, group: u64, after: u64, reply: Reply) {
         if let Some(desk) = &mut self.desk {
-            desk.syncs.remove(&conn);
+            desk.end_sync(conn);
         }
         let Some(known) = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open) else { return };
         let (slot, user) = (conn.slot, known.user);

@@ -403,8 +403,7 @@ impl Shard {
 
     fn count_remote_only(&mut self, user: u64, before: bool) {
         let after = self.is_remote_only(user);
-        self.directory.remote_only_users += usize::from(after);
-        self.directory.remote_only_users -= usize::from(before);
+        self.directory.count_remote_only(before, after);
     }
 
     /// Removes a session. With the last one gone, what waits for the user's ACK is given up; with one left, what that

@@ -7,7 +7,6 @@ use crate::conn::{Conn, ConnFlags, Phase};
 use crate::directory::Home;
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::CLASS_BYTES_MAX;
-use crate::limits::Placement;
 use crate::mailbox::Adoptee;
 use crate::reason::CloseReason;
 use crate::wish::Wish;
@@ -112,16 +111,13 @@ impl Shard {
         if conn.outbox.is_none() && !conn.busy() {
             self.links.wheel.disarm(slot);
         }
-        self.departing.insert(slot, adoptee);
+        self.handovers.depart(slot, adoptee);
         self.links.mark_dirty(slot);
     }
 
     /// Where the client is to go, if this node sends guests away and the user's home is another one.
     fn home_elsewhere(&self, user: u64) -> Option<String> {
-        if self.placement == Placement::Accept {
-            return None;
-        }
-        self.other_home(user)
+        if self.entrance.sends_guests_away() { self.other_home(user) } else { None }
     }
 
     /// The address of the user's home in the present view; `None` if that is this node, or nobody is.
@@ -135,7 +131,7 @@ impl Shard {
 
     /// The particulars of a departing connection, with all that came behind its LOGIN.
     pub(crate) fn take_departing(&mut self, slot: u32) -> Option<(u16, Box<Adoptee>)> {
-        let mut adoptee = self.departing.remove(&slot)?;
+        let mut adoptee = self.handovers.take_departing(slot)?;
         if let Some(partial) = self.links.take_partial(slot) {
             adoptee.bytes = *partial;
         }
@@ -260,16 +256,9 @@ impl Shard {
         {
             log.began(user, entry);
         }
-        let tick = self.links.tick;
-        let rate_milliframes = self.links.limits.frames_per_sec * 1_000;
-        let rate_ms = self.now.mono_ms as u32;
+        let (tick, now_ms, frames_per_sec) = (self.links.tick, self.now.mono_ms, self.links.limits.frames_per_sec);
         let conn = self.links.slots.at(slot);
-        conn.phase = Phase::Open;
-        conn.user = user;
-        conn.heartbeat_secs = heartbeat_secs;
-        conn.alive_tick = tick;
-        conn.rate_milliframes = rate_milliframes;
-        conn.rate_ms = rate_ms;
+        conn.begin_session(user, heartbeat_secs, tick, frames_per_sec, now_ms as u32);
         self.links.stats.logins.add(1);
         if first {
             self.tell_online(user);

@@ -217,7 +217,7 @@ impl Shard {
         // The home before may have stored the RETRY of what comes here late. What it stored long ago is another
         // message, whose sender has begun to count anew.
         let lately_ms = self.now.wall_ms.saturating_sub(2 * DUPLICATES_MS);
-        let lately = self.directory.former.had_other_home(user, tick).then(|| stamp_at(lately_ms));
+        let lately = self.directory.had_other_home(user, tick).then(|| stamp_at(lately_ms));
         let Some(desk) = &mut self.desk else { return };
         // Those before the last one that is due go too: the log is in the order of positions.
         let is_due =
@@ -316,7 +316,7 @@ impl Shard {
         for answers in 0..STORE_ANSWERS_PER_TURN {
             let Some(desk) = &mut self.desk else { return answers };
             let Some(answer) = desk.next_answer() else { return answers };
-            let is_old = desk.shared && answer.token <= desk.before_view;
+            let is_old = desk.is_before_view(answer.token);
             if let Some(asked) = desk.answered(tick, answer.token) {
                 let opened = match asked {
                     Asked::Open { user, .. } | Asked::Where { user, .. } if is_old => Some(user),
@@ -363,7 +363,7 @@ impl Shard {
     /// The store has a message: its sender is told, unless a device was faster, and it waits here no longer.
     fn stored(&mut self, user: u64, stamp: u64, confirmed: u64, duplicate: bool) {
         self.links.stats.stored.add(1);
-        self.follow_stamp(confirmed);
+        self.stamps.follow(confirmed);
         let Some(desk) = &mut self.desk else { return };
         if let Some(desk_of_user) = desk.users.get_mut(&user) {
             desk_of_user.last = desk_of_user.last.max(confirmed);
@@ -497,7 +497,7 @@ impl Shard {
     /// What is due about the store in this tick.
     pub(super) fn expire_kept(&mut self) {
         let tick = self.links.tick;
-        self.directory.former.expire(tick);
+        self.directory.expire_former(tick);
         if let Some(desk) = &mut self.desk {
             self.links.stats.limit_duplicates.add(u64::from(desk.duplicates.turn_over(tick)));
         }

@@ -1,16 +1,21 @@
 //! The connections of a shard and what is queued for them: everything below users and messages.
 
+mod sends;
+mod wrapped;
+
+pub(super) use sends::Sent;
+
 use super::decode::Flow;
 use super::tls::TlsLinks;
 use super::tokens::Tokens;
-use super::wrap::ping_tick;
+use crate::byte_count::ByteCount;
 use crate::conn::{Conn, ConnFlags, Phase, Slots, Wire};
 use crate::directory::is_remote;
 use crate::inbox::Inboxes;
 use crate::io::ConnId;
 use crate::limits::{BURST_MS, Limits, TURN_UNITS, TURN_UNITS_FLOOR, UNIT_BYTES};
 use crate::metrics::ShardStats;
-use crate::outbox::{SpareOutboxes, unsent_messages};
+use crate::outbox::SpareOutboxes;
 use crate::transport::outbound::layers;
 use crate::wheel::TimerWheel;
 pub(crate) use crate::wheel::{TICK_MS, ticks};
@@ -18,9 +23,6 @@ use crate::wrappings::Wrappings;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use trunkline_proto::{Code, Header, Kind, encode, encoded_len, flags};
-
-/// Thousandths of a frame, in which the limit on frames counts.
-pub(crate) const MILLIFRAMES: u32 = 1_000;
 
 /// Whether a frame found room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,21 +33,21 @@ pub(crate) enum Queued {
 
 /// Connection table, outboxes and timers of a shard.
 pub(crate) struct Links {
-    pub(crate) limits: Limits,
-    pub(crate) stats: Arc<ShardStats>,
-    pub(crate) slots: Slots,
-    pub(crate) wheel: TimerWheel,
+    pub(super) limits: Limits,
+    pub(super) stats: Arc<ShardStats>,
+    pub(super) slots: Slots,
+    pub(super) wheel: TimerWheel,
     /// When sessions end with their token.
-    pub(crate) tokens: Tokens,
-    pub(crate) spares: SpareOutboxes,
+    pub(super) tokens: Tokens,
+    spares: SpareOutboxes,
     /// Connections to flush at the end of the turn.
-    pub(crate) dirty: Vec<u32>,
+    dirty: Vec<u32>,
     /// Connections that are closed at the end of the turn as too slow: their replies no longer fit, or they hold what
     /// others need.
-    pub(crate) overflowed: Vec<u32>,
+    pub(super) overflowed: Vec<u32>,
     /// Connections whose send was handed over in this turn; at the next one's beginning it is seen which of them are
     /// slow.
-    pub(crate) flights: Vec<u32>,
+    flights: Vec<u32>,
     /// Connections with a slow outbox, and some that were.
     slow: Vec<u32>,
     /// Sessions that have brought something in this turn.
@@ -63,16 +65,16 @@ pub(crate) struct Links {
     /// Sessions that hold much of a frame, or what waits for its turn, and some that did.
     holders: Vec<u32>,
     /// Sessions whose outbox has room again for messages that are to be delivered again.
-    pub(crate) redeliverable: Vec<u32>,
+    redeliverable: Vec<u32>,
     /// Tick at which room was last made for outboxes: it takes a look at all slow ones, so it is done once a tick.
     outbox_room_tick: Option<u32>,
-    pub(crate) outbox_bytes: usize,
-    pub(crate) partial_bytes: usize,
-    pub(crate) tick: u32,
+    outbox_bytes: ByteCount,
+    partial_bytes: ByteCount,
+    pub(super) tick: u32,
     /// What has to be remembered of connections that are not native.
-    pub(crate) wrappings: Wrappings,
+    wrappings: Wrappings,
     /// Keys of TLS, and its handshakes.
-    pub(crate) tls: TlsLinks,
+    pub(super) tls: TlsLinks,
 }
 
 /// A part of a frame is much from this size on.
@@ -103,8 +105,8 @@ impl Links {
             holders: Vec::new(),
             redeliverable: Vec::new(),
             outbox_room_tick: None,
-            outbox_bytes: 0,
-            partial_bytes: 0,
+            outbox_bytes: ByteCount::default(),
+            partial_bytes: ByteCount::default(),
             tick: 0,
             wrappings: Wrappings::default(),
             tls: TlsLinks::default(),
@@ -136,8 +138,9 @@ impl Links {
         let conn = self.slots.at(slot);
         let outbox = conn.outbox.get_or_insert_with(|| self.spares.take());
         outbox.make_room(bytes);
-        encode(&mut outbox.pending, header, payload);
-        self.outbox_bytes += bytes;
+        let appended = outbox.append(|out| encode(out, header, payload));
+        debug_assert_eq!(appended, bytes, "a frame is as long as was reckoned");
+        self.outbox_bytes.add(bytes);
         if !conn.flags.has(ConnFlags::DIRTY) {
             conn.flags.set(ConnFlags::DIRTY);
             self.dirty.push(slot);
@@ -161,8 +164,7 @@ impl Links {
         let conn = self.slots.at(slot);
         let outbox = conn.outbox.get_or_insert_with(|| self.spares.take());
         outbox.make_room(bytes);
-        outbox.pending.extend_from_slice(frames);
-        self.outbox_bytes += bytes;
+        self.outbox_bytes.add(outbox.append(|out| out.extend_from_slice(frames)));
         self.mark_dirty(slot);
         Queued::Yes
     }
@@ -187,7 +189,7 @@ impl Links {
     fn may_burst(&mut self, slot: u32, bytes: usize) -> bool {
         let tick = self.tick;
         let since = match &mut self.slots.at(slot).outbox {
-            Some(outbox) => *outbox.burst_since.get_or_insert(tick),
+            Some(outbox) => outbox.burst_since(tick),
             None => tick,
         };
         if tick - since >= ticks(BURST_MS) {
@@ -215,10 +217,10 @@ impl Links {
         self.slow.retain(|slot| {
             let conn = slots.at(*slot);
             let Some(outbox) = &conn.outbox else { return false };
-            let Some(since) = outbox.slow_since else { return false };
+            let Some(since) = outbox.slow_since() else { return false };
             if conn.phase == Phase::Open {
                 // What is under way cannot be taken back: room comes from what is not.
-                if tick - outbox.progress_tick >= STALLED_TICKS {
+                if outbox.stalled_ticks(tick) >= STALLED_TICKS {
                     stalled.push((outbox.bytes(), *slot));
                 } else if tick - since >= full_ticks {
                     lagging.push((outbox.bytes(), *slot));
@@ -237,7 +239,7 @@ impl Links {
             self.discard_pending(slot);
             self.overflowed.push(slot);
             if let Some(outbox) = &mut self.slots.at(slot).outbox {
-                outbox.slow_since = None;
+                outbox.forget_slow();
             }
         }
         self.sweep_slow();
@@ -247,7 +249,7 @@ impl Links {
     /// Bytes queued for all connections, and about as many as the kernel holds for those that have not taken theirs: it
     /// takes so many before they can be on their way.
     fn held_bytes(&self) -> usize {
-        self.outbox_bytes + self.slow.len() * self.limits.unsent_bytes_max as usize
+        self.outbox_bytes.get() + self.slow.len() * self.limits.unsent_bytes_max as usize
     }
 
     /// Looks at the sends of the turn before: a peer that has not taken them by now is slow, and a clock runs until it
@@ -257,11 +259,7 @@ impl Links {
         let mut flights = std::mem::take(&mut self.flights);
         for slot in flights.drain(..) {
             let Some(outbox) = &mut self.slots.at(slot).outbox else { continue };
-            if outbox.sending.is_none() {
-                outbox.slow_since = None;
-            } else if outbox.slow_since.is_none() {
-                outbox.slow_since = Some(tick);
-                outbox.progress_tick = tick;
+            if outbox.look_at_flight(tick) {
                 self.note_slow(slot);
             }
         }
@@ -286,7 +284,7 @@ impl Links {
         let slots = &mut self.slots;
         self.slow.sort_unstable();
         self.slow.dedup();
-        self.slow.retain(|slot| slots.at(*slot).outbox.as_ref().is_some_and(|outbox| outbox.slow_since.is_some()));
+        self.slow.retain(|slot| slots.at(*slot).outbox.as_ref().is_some_and(|outbox| outbox.slow_since().is_some()));
         self.slow.len()
     }
 
@@ -331,9 +329,7 @@ impl Links {
     /// Appends to an outbox whatever its length: for the last frame of a connection.
     pub(crate) fn append(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
         let outbox = self.slots.at(slot).outbox.get_or_insert_with(|| self.spares.take());
-        let before = outbox.pending.len();
-        write(&mut outbox.pending);
-        self.outbox_bytes += outbox.pending.len() - before;
+        self.outbox_bytes.add(outbox.append(write));
         self.mark_dirty(slot);
     }
 
@@ -353,9 +349,8 @@ impl Links {
     pub(crate) fn note_full(&mut self, slot: u32) {
         let (tick, full_ticks) = (self.tick, ticks(self.limits.outbox_full_ms_max));
         if let Some(outbox) = &mut self.slots.at(slot).outbox
-            && outbox.full_since.is_none()
+            && outbox.note_full(tick)
         {
-            outbox.full_since = Some(tick);
             self.wheel.arm_earlier(slot, tick + full_ticks);
         }
     }
@@ -367,13 +362,9 @@ impl Links {
         let conn = self.slots.at(slot);
         let bytes = conn.outbox_bytes();
         if let Some(outbox) = &mut conn.outbox {
-            outbox.progress_tick = tick;
-            if bytes < bytes_max / 2 {
-                outbox.full_since = None;
-                outbox.burst_since = None;
-                if std::mem::take(&mut outbox.owes_redelivery) {
-                    self.redeliverable.push(slot);
-                }
+            // Below half its bound it is no longer full.
+            if outbox.note_progress(tick, bytes < bytes_max / 2) {
+                self.redeliverable.push(slot);
             }
         }
         if conn.flags.has(ConnFlags::PAUSED) && bytes < bytes_max / 4 * 3 {
@@ -413,14 +404,13 @@ impl Links {
 
     /// Lets a session send one frame more than its limit on frames allows.
     pub(crate) fn grant_frame(&mut self, slot: u32) {
-        let conn = self.slots.at(slot);
-        conn.rate_milliframes = conn.rate_milliframes.saturating_add(MILLIFRAMES);
+        self.slots.at(slot).grant_frame();
     }
 
     /// Messages that a session is owed found no room in its outbox: they are queued when there is some.
     pub(crate) fn owe_redelivery(&mut self, slot: u32) {
         if let Some(outbox) = (!is_remote(slot)).then(|| self.slots.at(slot).outbox.as_mut()).flatten() {
-            outbox.owes_redelivery = true;
+            outbox.owe_redelivery();
         }
     }
 
@@ -428,7 +418,7 @@ impl Links {
     /// since.
     pub(crate) fn may_hold_since(&mut self, slot: u32, tick: u32) -> bool {
         let outbox = self.slots.at(slot).outbox.as_ref();
-        outbox.and_then(|outbox| outbox.slow_since).is_some_and(|since| since <= tick)
+        outbox.and_then(|outbox| outbox.slow_since()).is_some_and(|since| since <= tick)
     }
 
     /// Units that a connection may still bring in this turn; none while its own outbox is full. One that has not logged
@@ -532,7 +522,7 @@ impl Links {
     /// Whether a hot session may be read by a multishot receive, which takes many receive buffers at once from one that
     /// floods.
     pub(crate) fn may_be_multishot(&mut self, slot: u32) -> bool {
-        let scarce = self.floods > FLOODS_HOT_MAX || self.partial_bytes > self.limits.partial_total_bytes_max / 2;
+        let scarce = self.floods > FLOODS_HOT_MAX || self.partial_bytes.get() > self.limits.partial_total_bytes_max / 2;
         !(scarce && self.slots.at(slot).flags.has(ConnFlags::FLOODS))
     }
 
@@ -542,20 +532,17 @@ impl Links {
         let conn = self.slots.at(slot);
         let layered = conn.wire.has(Wire::LAYERED);
         let Some(outbox) = &mut conn.outbox else { return Vec::new() };
-        let pending = std::mem::take(&mut outbox.pending);
-        if layered {
-            outbox.pending = layers(&pending);
-        }
-        self.outbox_bytes -= pending.len() - outbox.pending.len();
+        let pending = outbox.take_pending(|pending| if layered { layers(pending) } else { Vec::new() });
+        self.outbox_bytes.sub(pending.len() - outbox.pending().len());
         pending
     }
 
     /// Throws away what is queued and not under way, counting the messages among it.
     pub(crate) fn discard_pending(&mut self, slot: u32) {
         if let Some(outbox) = &mut self.slots.at(slot).outbox {
-            self.stats.copies_unsent.add(unsent_messages(&outbox.pending, 0));
-            self.outbox_bytes -= outbox.pending.len();
-            outbox.pending.clear();
+            let (bytes, messages) = outbox.discard_pending();
+            self.stats.copies_unsent.add(messages);
+            self.outbox_bytes.sub(bytes);
         }
     }
 
@@ -581,7 +568,7 @@ impl Links {
 
     /// Counts what a connection holds now, and notes who it is.
     fn note_partial(&mut self, slot: u32, before: usize, now: usize) {
-        self.partial_bytes += now - before;
+        self.partial_bytes.add(now - before);
         let phase = self.slots.at(slot).phase;
         if phase == Phase::Handshake && before == 0 {
             let id = self.slots.id(slot);
@@ -616,7 +603,7 @@ impl Links {
 
     /// Whether more is kept of frames than the shard may keep.
     pub(crate) fn has_too_many_partials(&self) -> bool {
-        self.partial_bytes > self.limits.partial_total_bytes_max
+        self.partial_bytes.get() > self.limits.partial_total_bytes_max
     }
 
     /// Who gives way when more is kept than the shard may keep: the oldest connection without LOGIN, else the one that
@@ -640,7 +627,7 @@ impl Links {
         let conn = self.slots.at(slot);
         conn.flags.clear(ConnFlags::BEHIND);
         let partial = conn.partial.take()?;
-        self.partial_bytes -= partial.len();
+        self.partial_bytes.sub(partial.len());
         Some(partial)
     }
 
@@ -648,16 +635,16 @@ impl Links {
     pub(crate) fn arm_session(&mut self, slot: u32, inboxes: &mut Inboxes) {
         let limits = &self.limits;
         let conn = self.slots.at(slot);
-        let mut next = ping_tick(conn).unwrap_or_else(|| idle_tick(conn));
+        let mut next = conn.ping_tick().unwrap_or_else(|| idle_tick(conn));
         if conn.flags.has(ConnFlags::PAUSED) {
             // Silence of a connection that is not read says nothing; its full outbox has a clock of its own.
             next = next.max(self.tick + 1);
         }
-        if let Some(since) = conn.outbox.as_ref().and_then(|outbox| too_slow_since(outbox)) {
+        if let Some(since) = conn.outbox.as_ref().and_then(|outbox| outbox.too_slow_since()) {
             next = next.min(since + ticks(limits.outbox_full_ms_max));
         }
         if conn.flags.has(ConnFlags::HOT) {
-            next = next.min(conn.traffic_tick + ticks(limits.hot_idle_ms));
+            next = next.min(conn.cold_tick(ticks(limits.hot_idle_ms)));
         }
         if let Some(sent) = inboxes.oldest_sent(conn.user) {
             next = next.min(sent + ticks(limits.redeliver_ms));
@@ -666,6 +653,21 @@ impl Links {
             next = next.min(look);
         }
         self.wheel.arm(slot, next);
+    }
+
+    /// Nothing is left of connections that are gone; so many, to other nodes, are there.
+    #[cfg(test)]
+    pub(super) fn assert_empty(&self, shard: u16, nodes: u32) {
+        assert_eq!(self.slots.in_use(), nodes, "shard {shard}: slots in use");
+        assert_eq!(self.outbox_bytes.get(), 0, "shard {shard}: outbox bytes");
+        assert_eq!(self.partial_bytes.get(), 0, "shard {shard}: bytes of half-received frames");
+        assert_eq!(self.wrappings.len(), 0, "shard {shard}: parts of messages of WebSockets");
+        let tls = (self.tls.sessions.len(), self.tls.shaking());
+        assert_eq!(tls, (0, 0), "shard {shard}: keys and handshakes of TLS");
+        assert!(self.dirty.is_empty() && self.overflowed.is_empty(), "shard {shard}: lists of a turn");
+        for slot in 0..self.slots.high_water() {
+            assert_eq!(self.wheel.deadline(slot), None, "shard {shard}: timer of free slot {slot}");
+        }
     }
 }
 
@@ -686,16 +688,7 @@ fn held(conn: &Conn, wrappings: &Wrappings, slot: u32) -> usize {
     conn.partial.as_ref().map_or(0, |partial| partial.len()) + wrapped
 }
 
-/// Since when an outbox has been full, or nothing was taken of it.
-pub(crate) fn too_slow_since(outbox: &crate::outbox::Outbox) -> Option<u32> {
-    let stalled = outbox.slow_since.map(|_| outbox.progress_tick);
-    match (outbox.full_since, stalled) {
-        (Some(full), Some(stalled)) => Some(full.min(stalled)),
-        (full, stalled) => full.or(stalled),
-    }
-}
-
 /// Tick at which a session has been silent for two heartbeats.
 pub(crate) fn idle_tick(conn: &Conn) -> u32 {
-    conn.alive_tick + ticks(2_000 * u64::from(conn.heartbeat_secs))
+    conn.alive_tick + ticks(2_000 * u64::from(conn.heartbeat_secs()))
 }

@@ -14,7 +14,7 @@ use super::links::ticks;
 use super::route::Routed;
 use super::shard::Shard;
 use crate::conn::Phase;
-use crate::directory::{Away, Directory, Held, Home, Member, Routing, Walk, WalkStep};
+use crate::directory::{Away, Directory, Held, Home, Member, Routing, ViewWalk, WalkStep};
 use crate::head::{HEADED, MessageHead};
 use crate::ids::NodeKey;
 use crate::ids::Origin;
@@ -31,8 +31,6 @@ use trunkline_router_core::presence::Presence;
 /// How long a new home waits for the others at most; or for a lease time, if that is longer: until then a former home
 /// that is not reached may still have the view before.
 const SETTLE_MS: u64 = 5_000;
-/// Views that may follow each other without one settling before all users wait.
-const VIEWS_MAX: usize = 16;
 /// Sessions, or places of a table, that one turn goes through.
 const WALK_STEPS: u32 = 512;
 
@@ -44,7 +42,7 @@ impl Shard {
         let before = self.directory.routing.clone();
         // Between views that do not follow each other other nodes may have been homes of users here; and where the last
         // change is not told of to the end, those who have a home here again may still be read for.
-        let in_doubt = self.directory.walk.is_some() || !self.directory.settling.is_settled();
+        let in_doubt = self.directory.is_changing();
         let next = Arc::new(Routing::new(own, &view, key_of));
         self.links.stats.view_epoch.set(view.epoch);
         if let Some(desk) = &mut self.desk {
@@ -59,9 +57,9 @@ impl Shard {
                 // For as long as the home before remembers what has come, and may have stored it.
                 let until_tick = self.links.tick + ticks(DUPLICATES_MS / 2);
                 let ended = before.clone().filter(|before| before.own() == own && !skipped);
-                self.directory.former.ended(ended, until_tick);
+                self.directory.view_ended(ended, until_tick);
             }
-            desk.before_view = desk.last_token();
+            desk.note_view_change();
         }
         self.life = life;
         let mono_ms = self.now.mono_ms;
@@ -72,19 +70,9 @@ impl Shard {
             return;
         }
         let reborn = before.as_ref().is_some_and(|before| before.own() != own);
-        let settled = self.directory.settling.is_settled();
         let lease_ms = self.cluster.as_ref().map_or(0, |cluster| promise_ms(cluster.state.lease_ms()));
         let deadline = self.links.tick + ticks(SETTLE_MS.max(lease_ms));
-        self.directory.settling.begin(&next, deadline);
-        self.directory.unsettled = true;
-        self.directory.telling_since_us = Some(self.now.mono_us);
-        self.directory.settling_since_us = Some(self.now.mono_us);
-        self.directory.routing = Some(next.clone());
-        // What was not told of to the end has to be told of as a whole.
-        let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
-        let known = before.clone().filter(|_| !reborn && told);
-        self.directory.walk = Some(Walk { before: known, step: WalkStep::Sessions { slot: 0 } });
-        self.note_before(before.clone().filter(|_| !reborn), settled);
+        self.directory.begin_view(next.clone(), deadline, self.now.mono_us);
         if let Some(before) = &before {
             let lost = before.lost_in(&next);
             if !reborn {
@@ -103,20 +91,6 @@ impl Shard {
         self.calls_moved(reborn);
         self.ask_again();
         self.release_parked();
-    }
-
-    /// Keeps the views since the last one that has settled.
-    fn note_before(&mut self, before: Option<Arc<Routing>>, settled: bool) {
-        let since = &mut self.directory.before;
-        let Some(before) = before else { return since.clear() };
-        if settled {
-            since.clear();
-            since.push(before);
-        } else if since.len() >= VIEWS_MAX {
-            since.clear();
-        } else if !since.is_empty() {
-            since.push(before);
-        }
     }
 
     /// This node counts as another one from now on: nothing that others have told it, or owe it, holds any more.
@@ -166,20 +140,15 @@ impl Shard {
         if lost.iter().any(|member| self.directory.departed.has(member.key)) {
             // Nothing of this has been delivered. If the node comes back in a new life it has told its senders that all
             // of it failed.
-            let undelivered = self.directory.orphans.iter().copied().collect();
+            let undelivered = self.directory.orphans().collect();
             self.refuse_waiting(undelivered, |directory, origin| directory.departed.has(origin.node));
         }
-    }
-
-    /// A node that lives on has lost what was told to it: tells it all again.
-    pub(crate) fn walk_again(&mut self) {
-        self.directory.walk = Some(Walk { before: None, step: WalkStep::Sessions { slot: 0 } });
     }
 
     /// Goes on with the walk. Returns whether there is more to do in the next turn at once.
     pub(crate) fn walk_on(&mut self) -> bool {
         let Some(routing) = self.directory.routing.clone() else { return false };
-        let Some(Walk { before, step }) = self.directory.walk.take() else { return false };
+        let Some(ViewWalk { before, step }) = self.directory.take_walk() else { return false };
         let begun = (step.mark(), self.inboxes.messages());
         let step = match step {
             WalkStep::Sessions { slot } => self.register_some(&routing, before.as_deref(), slot),
@@ -191,7 +160,7 @@ impl Shard {
         let Some(step) = step else { return false };
         // A walk that waits for a link goes on with the next tick, or whatever comes before.
         let went_on = begun != (step.mark(), self.inboxes.messages());
-        self.directory.walk = Some(Walk { before, step });
+        self.directory.put_walk(ViewWalk { before, step });
         went_on
     }
 
@@ -347,7 +316,7 @@ impl Shard {
             }
             Home::There { .. } | Home::Nowhere => return self.refuse(message),
         }
-        if !told && self.directory.early_acks.remove(&(user, stamp)) {
+        if !told && self.directory.take_early_ack(user, stamp) {
             self.links.stats.out_acked.add(1);
             return self.tell_fate(origin, id, user, Outcome::Delivered, stamp);
         }
@@ -375,9 +344,9 @@ impl Shard {
         }
         self.note_end(user, until_s);
         // Positions given out from now on lie behind those of the former home.
-        self.stamp_above(stamp);
+        self.stamps.follow_other_home(stamp, self.now.wall_ms);
         if offline {
-            self.directory.orphans.insert(user);
+            self.directory.orphan(user);
         } else {
             self.look_after(user);
         }
@@ -432,8 +401,8 @@ impl Shard {
             }
             nodes.pop();
         }
-        if let Some(since_us) = self.directory.telling_since_us.take() {
-            self.links.stats.view_change_time.observe(self.now.mono_us.saturating_sub(since_us));
+        if let Some(took_us) = self.directory.told_all(self.now.mono_us) {
+            self.links.stats.view_change_time.observe(took_us);
         }
         self.directory.settling.is_settled().then_some(WalkStep::Sweep { from: 0 })
     }
@@ -483,20 +452,12 @@ impl Shard {
         if self.directory.settling.expire(self.links.tick) {
             self.links.stats.settle_timeouts.add(1);
         }
-        if !self.directory.settling.is_settled() || !std::mem::take(&mut self.directory.unsettled) {
-            return;
+        let Some(settled) = self.directory.settle(self.now.mono_us) else { return };
+        if let Some(took_us) = settled.took_us {
+            self.links.stats.settling_time.observe(took_us);
         }
-        if let Some(since_us) = self.directory.settling_since_us.take() {
-            self.links.stats.settling_time.observe(self.now.mono_us.saturating_sub(since_us));
-        }
-        self.directory.before.clear();
         self.watches.homes.begin_walk();
-        let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
-        if told && self.directory.routing.is_some() {
-            self.directory.walk = Some(Walk { before: None, step: WalkStep::Sweep { from: 0 } });
-        }
-        self.directory.early_acks.clear();
-        for user in std::mem::take(&mut self.directory.orphans) {
+        for user in settled.orphans {
             if !self.presence.sessions(user).is_empty() {
                 self.look_after(user);
                 continue;

@@ -11,7 +11,7 @@ use super::links::{Queued, ticks};
 use super::route::delivery;
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
-use crate::desk::{Asked, Desk, NextPage, PAGES_MAX, Reader, ResumeToken, WaitingLogin};
+use crate::desk::{Asked, Desk, NextPage, Reader, ResumeToken, WaitingLogin};
 use crate::directory::{Home, RemoteSession, is_remote};
 use crate::head::stored_payload;
 use crate::inbox::Keep;
@@ -78,7 +78,7 @@ impl Shard {
         waiting.user = user;
         self.links.wheel.arm(slot, deadline);
         if let Some(desk) = &mut self.desk {
-            desk.logins.insert(slot, login);
+            desk.hold_login(slot, login);
         }
     }
 
@@ -94,7 +94,7 @@ impl Shard {
 
     /// A login has waited long enough for the store. False if it waits for something else.
     pub(super) fn stop_waiting_for_store(&mut self, slot: u32) -> bool {
-        let Some(login) = self.desk.as_mut().and_then(|desk| desk.logins.remove(&slot)) else { return false };
+        let Some(login) = self.desk.as_mut().and_then(|desk| desk.take_login(slot)) else { return false };
         self.links.stats.logins_without_store.add(1);
         self.finish_login(slot, login, None);
         true
@@ -108,11 +108,10 @@ impl Shard {
         };
         if let Some(opened) = &opened {
             // Positions given out from now on are behind all that is stored.
-            self.follow_stamp(opened.last);
+            self.stamps.follow(opened.last);
         }
         let Some(desk) = &mut self.desk else { return };
-        let waits = desk.logins.get(&conn.slot).is_some_and(|login| login.generation == conn.generation);
-        if waits && let Some(login) = desk.logins.remove(&conn.slot) {
+        if let Some(login) = desk.take_login_of(conn) {
             self.links.stats.logins_without_store.add(u64::from(opened.is_none()));
             return self.finish_login(conn.slot, login, opened);
         }
@@ -154,7 +153,7 @@ impl Shard {
     /// What LOGIN_OK says of a device that stands there.
     pub(super) fn standing(&self, user: u64, wish: &Wish, opened: &Opened) -> Welcome {
         let Opened { known, device, device_epoch, store_epoch, cursor, floor, last, pending, .. } = *opened;
-        let token = ResumeToken { user, device, device_epoch, issued: self.last_stamp };
+        let token = ResumeToken { user, device, device_epoch, issued: self.stamps.last() };
         let registered = device != 0 && !wish.ephemeral;
         let logged_out = |issued| self.desk.as_ref().is_some_and(|desk| desk.logouts.is_since(user, device, issued));
         let fits = token.issued(store_epoch, &wish.resume).is_some_and(|issued| !logged_out(issued));
@@ -200,7 +199,7 @@ impl Shard {
         let Reading { ephemeral, window, opened, carried } = reading;
         // What the session it replaces owed, and what came while the store was asked.
         self.store_waiting(user, Store::CatchUp);
-        let now = self.last_stamp;
+        let now = self.stamps.last();
         let tick = self.links.tick;
         let view = self.directory.routing.as_ref().map_or(0, |routing| routing.digest());
         let Some(desk) = &mut self.desk else { return };
@@ -324,7 +323,7 @@ impl Shard {
         if self.desk.as_mut().is_some_and(may_resume) {
             self.store_waiting(user, Store::CatchUp);
             let missing = self.missing_in_log(user, session).is_some();
-            let now = self.last_stamp;
+            let now = self.stamps.last();
             let retry_tick = self.links.tick + ticks(RETRY_MS);
             let Some(desk) = &mut self.desk else { return };
             if missing {
@@ -573,9 +572,9 @@ impl Shard {
         let Ok(sync) = Sync::decode(frame.body) else {
             return self.links.error(slot, Code::BadRequest, 0, 0);
         };
-        if desk.syncs.contains(&conn) || desk.syncs.len() >= PAGES_MAX {
+        let own = desk.is_syncing(conn);
+        if own || !desk.has_sync_room() {
             self.links.stats.limit_syncs.add(1);
-            let own = desk.syncs.contains(&conn);
             return self.links.error(slot, if own { Code::RateLimited } else { Code::Overloaded }, 0, 0);
         }
         if sync.group != 0 {
@@ -596,7 +595,7 @@ impl Shard {
             token,
         };
         match desk.ask(self.links.tick, Asked::Sync { conn, aux: frame.aux, after }, ask) {
-            Ok(()) => drop(desk.syncs.insert(conn)),
+            Ok(()) => desk.begin_sync(conn),
             Err(_) => {
                 self.links.stats.limit_store_mail.add(1);
                 self.links.error(slot, Code::Overloaded, 0, 0);
@@ -607,7 +606,7 @@ impl Shard {
     /// A page that a client asked for has come.
     pub(super) fn sync_page(&mut self, conn: ConnId, aux: u16, after: u64, reply: Reply) {
         if let Some(desk) = &mut self.desk {
-            desk.syncs.remove(&conn);
+            desk.end_sync(conn);
         }
         let Some(known) = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open) else { return };
         let (slot, user) = (conn.slot, known.user);

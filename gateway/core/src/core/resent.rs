@@ -46,7 +46,7 @@ impl Shard {
                 let lately_ms = self.now.wall_ms.saturating_sub(2 * DUPLICATES_MS);
                 let looks = !self.alone
                     && self.groups.homes.get(group).is_none_or(|home| home.added < LOOKS_MAX)
-                    && self.directory.former.had_other_home(place, self.links.tick);
+                    && self.directory.had_other_home(place, self.links.tick);
                 Before::Unknown(looks.then(|| stamp_at(lately_ms)))
             }
         }

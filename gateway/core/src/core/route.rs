@@ -8,7 +8,7 @@ use super::portal::PORTAL_SLOT;
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
 use crate::desk::Known;
-use crate::directory::{EARLY_ACKS_MAX, Home};
+use crate::directory::Home;
 use crate::events::EventKind;
 use crate::head::{HEADED, MessageHead, device_name, is_over};
 use crate::ids::NodeKey;
@@ -252,7 +252,7 @@ impl Shard {
             InboxFull::Shard => stats.limit_unacked_bytes.add(1),
         }
         let tick = self.links.tick;
-        if full != InboxFull::Shard || self.inbox_room_tick.replace(tick) == Some(tick) {
+        if full != InboxFull::Shard || !self.inboxes.may_make_room(tick) {
             return false;
         }
         for (hog, message) in self.inboxes.make_room(user, tick, QUIET_TICKS) {
@@ -308,12 +308,8 @@ impl Shard {
                 desk.duplicates.note(from, id, user, stamp, Known::Delivered);
             }
             self.tell_fate(origin, id, user, Outcome::Delivered, stamp);
-        } else if acked == Acked::Unknown
-            && !self.alone
-            && self.is_unsettled(user)
-            && self.directory.early_acks.len() < EARLY_ACKS_MAX
-        {
-            self.directory.early_acks.insert((user, stamp));
+        } else if acked == Acked::Unknown && !self.alone && self.is_unsettled(user) {
+            self.directory.note_early_ack(user, stamp);
         }
     }
 
@@ -399,7 +395,7 @@ impl Shard {
 
     /// Goes on with redeliveries that had found no room, where there is some now.
     pub(crate) fn redeliver_where_room(&mut self) {
-        while let Some(slot) = self.links.redeliverable.pop() {
+        while let Some(slot) = self.links.take_redeliverable() {
             let conn = self.links.slots.at(slot);
             let user = conn.user;
             if conn.phase != Phase::Open {

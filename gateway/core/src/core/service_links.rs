@@ -141,7 +141,7 @@ impl Shard {
             known: None,
             serve: Some(Box::new(admitted)),
         };
-        self.departing.insert(slot, Box::new(adoptee));
+        self.handovers.depart(slot, Box::new(adoptee));
         self.links.mark_dirty(slot);
     }
 
@@ -221,10 +221,7 @@ impl Shard {
             services.dials.serves(slot, now_ms);
         }
         services.heads += usize::from(serve.heads);
-        let conn = self.links.slots.at(slot);
-        conn.phase = Phase::Open;
-        conn.heartbeat_secs = heartbeat_secs as u16;
-        conn.alive_tick = tick;
+        self.links.slots.at(slot).begin_link(heartbeat_secs as u16, tick);
         self.links.stats.service_links_opened.add(1);
         // Whoever had the slot before may have had a token.
         self.begin_token(slot, Granted::default());
@@ -266,12 +263,9 @@ impl Shard {
     /// Tells the other shards how many instances take calls of a service here, if that has changed.
     pub(super) fn tell_serving(&mut self, service: u16) {
         let Some(services) = &mut self.services else { return };
-        services.nodes.is_news = true;
+        services.nodes.note_news();
         let Some(pool) = services.pools.get_mut(&service) else { return };
-        let instances = pool.serving();
-        if std::mem::replace(&mut pool.told, instances) == instances {
-            return;
-        }
+        let Some(instances) = pool.take_news() else { return };
         let record = Record::Service(ServiceRecord::Serves { service, instances });
         for shard in (0..self.shards).filter(|shard| *shard != self.shard) {
             self.outgoing.put(shard, &record);

@@ -3,8 +3,11 @@
 
 use super::addresses::Addresses;
 use super::broadcast::Broadcasts;
+use super::entrance::Entrance;
+use super::handovers::Handovers;
 use super::kicks::Kicks;
 use super::links::{Links, TICK_MS, ticks};
+use super::stamps::Stamps;
 use crate::addresses::AddressBook;
 use crate::auth::{AuthReader, AuthSwitch, Refusal};
 use crate::conn::{ConnFlags, Phase, Wire};
@@ -15,10 +18,10 @@ use crate::fence::Fence;
 use crate::groups::Groups;
 use crate::hook::{HookInner, HookPortals};
 use crate::inbox::{InboxLimits, Inboxes};
-use crate::io::{HandoverToken, Now, Peer};
+use crate::io::{Now, Peer};
 use crate::limits::Placement;
 use crate::limits::{Limits, MESH_LINK_SHARE};
-use crate::mailbox::{Adoptee, Arrival, Mailboxes, Outgoing};
+use crate::mailbox::{Mailboxes, Outgoing};
 use crate::mesh::handshake::Secrets;
 use crate::mesh::link::LinkLimits;
 use crate::mesh::peers::{Mesh, MeshConfig};
@@ -34,7 +37,6 @@ use crate::transport::networks::Proxies;
 use crate::transport::tls::{TlsReader, TlsSwitch};
 use crate::transport::upgrade;
 use crate::watch::Watches;
-use hashbrown::HashMap;
 use std::sync::Arc;
 use trunkline_proto::{Bye, Kind, encode_message};
 use trunkline_router_core::hash::user_hash;
@@ -45,8 +47,6 @@ const LINGER_MS: u64 = 2_000;
 /// The shard has not run for a while when so many ticks have passed since its latest turn. Each of them begins with a
 /// tick that was asked for.
 const JUMP_TICKS: u64 = 10;
-/// A position this far ahead of the clock, in milliseconds, is not one to follow.
-const STAMP_AHEAD_MS_MAX: u64 = 60_000;
 /// Clients told to come back later spread their return over this time.
 const RECONNECT_SPREAD_MS: u64 = 5_000;
 
@@ -105,71 +105,62 @@ pub struct ShardCluster {
     pub listens: bool,
 }
 
-/// State of one shard.
+/// State of one shard: what it is in its node, and the owners of what it knows. Each owner has its own state and
+/// changes it by its own verbs; a step of the shard brings several of them together. Nothing outside of this module and
+/// the steps built on it sees any of them.
 pub(crate) struct Shard {
-    pub(crate) shard: u16,
-    pub(crate) shards: u16,
-    pub(crate) node: String,
-    pub(crate) auth: AuthReader,
-    pub(crate) upgrade: Arc<upgrade::Rules>,
-    pub(crate) addresses: Addresses,
-    pub(crate) tls: Option<TlsReader>,
-    pub(crate) tls_required: bool,
-    /// The same for what comes from each listener.
-    pub(crate) listeners_tls_only: Arc<[bool]>,
-    pub(crate) links: Links,
-    pub(crate) presence: Embedded,
+    pub(super) shard: u16,
+    pub(super) shards: u16,
+    pub(super) node: String,
+    pub(super) auth: AuthReader,
+    pub(super) entrance: Entrance,
+    pub(super) addresses: Addresses,
+    pub(super) tls: Option<TlsReader>,
+    pub(super) links: Links,
+    pub(super) presence: Embedded,
     /// Tells the cluster of sessions; `None` when the node is alone.
-    pub(crate) presence_log: Option<PresenceWriter>,
-    pub(crate) placement: Placement,
+    pub(super) presence_log: Option<PresenceWriter>,
     /// The node is no member of a cluster: it is everybody's home, and nothing of what follows is used.
-    pub(crate) alone: bool,
+    pub(super) alone: bool,
     /// Whether the node may serve in this turn: it is alone, or has its lease.
-    pub(crate) serving: bool,
+    pub(super) serving: bool,
     /// The life of the node that this shard knows of.
-    pub(crate) life: u64,
-    pub(crate) cluster: Option<ShardCluster>,
-    pub(crate) mesh: Option<Mesh>,
-    pub(crate) directory: Directory,
-    pub(crate) kicks: Kicks,
+    pub(super) life: u64,
+    pub(super) cluster: Option<ShardCluster>,
+    pub(super) mesh: Option<Mesh>,
+    pub(super) directory: Directory,
+    pub(super) kicks: Kicks,
     /// The store; `None` without one.
-    pub(crate) desk: Option<Desk>,
-    pub(crate) groups: Groups,
-    pub(crate) watches: Watches,
+    pub(super) desk: Option<Desk>,
+    pub(super) groups: Groups,
+    pub(super) watches: Watches,
     /// To whom sessions may write, where that is for tokens to say.
-    pub(crate) senders: Senders,
+    pub(super) senders: Senders,
     /// Calls to services, and the workers' links; `None` where there are none.
-    pub(crate) services: Option<Box<Services>>,
+    pub(super) services: Option<Box<Services>>,
     /// The way to the services thread; `None` where there is none.
-    pub(crate) portal: Option<Box<InnerEnd>>,
+    pub(super) portal: Option<Box<InnerEnd>>,
     /// What is told to webhooks; `None` where there are none.
-    pub(crate) events: Option<Box<EventsInner>>,
+    pub(super) events: Option<Box<EventsInner>>,
     /// Logins that the application is asked about; `None` where it is not.
-    pub(crate) hook: Option<Box<HookInner>>,
-    pub(crate) inboxes: Inboxes,
+    pub(super) hook: Option<Box<HookInner>>,
+    pub(super) inboxes: Inboxes,
     /// Pushes to all sessions that go through those of this shard.
-    pub(crate) broadcasts: Broadcasts,
+    pub(super) broadcasts: Broadcasts,
     /// When messages of a user may be over.
-    pub(crate) ends: Redelivery,
-    /// Tick at which room was last made among them.
-    pub(crate) inbox_room_tick: Option<u32>,
-    pub(crate) outgoing: Outgoing,
-    /// Connections that logged in here and belong elsewhere, until they are sent off.
-    pub(crate) departing: HashMap<u32, Box<Adoptee>>,
-    /// Connections announced by other shards whose descriptor has not come.
-    pub(crate) arriving: HashMap<HandoverToken, Arrival>,
-    pub(crate) now: Now,
+    pub(super) ends: Redelivery,
+    pub(super) outgoing: Outgoing,
+    pub(super) handovers: Handovers,
+    pub(super) now: Now,
     /// The latest tick of the monotonic clock that was seen.
     mono_tick: u64,
-    /// The latest session id; 0 before the first.
-    last_session: u64,
-    pub(super) last_stamp: u64,
-    pub(crate) drain: Option<Drain>,
+    pub(super) stamps: Stamps,
+    pub(super) drain: Option<Drain>,
 }
 
 /// Progress of a drain.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Drain {
+pub(super) struct Drain {
     /// The shard ends with it.
     ends: bool,
     /// Slots that were in use when it began; what comes later is ended when it comes.
@@ -180,7 +171,7 @@ pub(crate) struct Drain {
     /// Ticks over which they are spread.
     spread: u32,
     /// When the shard gives up on connections that do not close.
-    pub(crate) deadline_tick: u32,
+    deadline_tick: u32,
 }
 
 /// How long a connection for which there is no room has for its first bytes, and for a request of HTTP.
@@ -207,6 +198,8 @@ impl Shard {
                 lease_ms: cluster.state.lease_ms(),
             })
         });
+        let entrance =
+            Entrance::new(config.upgrade.clone(), config.tls_required, config.listeners_tls_only, config.placement);
         let of_services = config.services.as_ref().is_some_and(ServicesConfig::needs_addresses);
         Shard {
             presence: Embedded::new(limits.devices_per_user_max, users_max),
@@ -216,17 +209,16 @@ impl Shard {
             mesh,
             directory: Directory::new(limits, away_ticks),
             kicks: Kicks::default(),
-            last_stamp: config.store.as_ref().map_or(0, |store| store.highest_stamp),
+            stamps: Stamps::new(config.store.as_ref().map_or(0, |store| store.highest_stamp)),
             desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key, store.shared)),
             portal: config.portals.map(|portals| Box::new(portals.inner(config.shard))),
             events: config.events.map(|events| Box::new(events.inner(config.shard))),
-            addresses: Addresses::new(config.proxies, config.upgrade.clone(), config.address_book)
+            addresses: Addresses::new(config.proxies, config.upgrade, config.address_book)
                 .for_others(config.hook.is_some() || of_services),
             hook: config.hook.map(|hook| Box::new(hook.inner(config.shard))),
             services: config.services.map(|services| Box::new(Services::new(services, config.shard, config.shards))),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
-            placement: config.placement,
             inboxes: Inboxes::new(InboxLimits {
                 per_user_max: limits.unacked_per_user_max,
                 user_bytes_max: limits.unacked_bytes_per_user_max,
@@ -237,22 +229,17 @@ impl Shard {
             groups: Groups::default(),
             watches: Watches::default(),
             senders: Senders::new(limits.slots()),
-            inbox_room_tick: None,
             outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
-            departing: HashMap::new(),
-            arriving: HashMap::new(),
+            handovers: Handovers::default(),
             now: Now::default(),
             mono_tick: 0,
-            last_session: 0,
             drain: None,
             shard: config.shard,
             shards: config.shards,
             node: config.node,
             auth: config.auth.reader(),
-            upgrade: config.upgrade,
+            entrance,
             tls: config.tls.map(|tls| tls.reader()),
-            tls_required: config.tls_required,
-            listeners_tls_only: config.listeners_tls_only,
             links: Links::new(config.limits, config.stats),
         }
     }
@@ -286,28 +273,10 @@ impl Shard {
         true
     }
 
-    /// The next position in the inboxes of this shard's users: milliseconds since the epoch in the high 44 bits, a
-    /// counter in the low 20, strictly increasing even if the wall clock goes back.
+    /// The next position in the inboxes of this shard's users: strictly increasing, whatever the clock does.
     pub(crate) fn next_stamp(&mut self) -> u64 {
-        // Each home of a cluster begins at a place of its own in a millisecond, so that what moves from one to another
-        // hardly ever meets its own stamp there.
-        let floor = self.now.wall_ms << 20 | self.salt() << 10;
-        self.last_stamp = floor.max(self.last_stamp + 1);
-        self.last_stamp
-    }
-
-    /// Lets the positions given out from now on be above that of a message from another home.
-    pub(crate) fn stamp_above(&mut self, stamp: u64) {
-        // A stamp from the far future would push all others there; the clocks of nodes differ by seconds at most.
-        if stamp >> 20 <= self.now.wall_ms + STAMP_AHEAD_MS_MAX {
-            self.last_stamp = self.last_stamp.max(stamp);
-        }
-    }
-
-    /// Lets the positions given out from now on be above what the store holds, which was given out here, whatever the
-    /// clock says now.
-    pub(super) fn follow_stamp(&mut self, stamp: u64) {
-        self.last_stamp = self.last_stamp.max(stamp);
+        let salt = self.salt();
+        self.stamps.next(self.now.wall_ms, salt)
     }
 
     /// Ten bits that other shards of the cluster hardly ever have; 0 when the node is alone.
@@ -318,25 +287,16 @@ impl Shard {
         user_hash(self.own_key().0 ^ u64::from(self.shard)) & 0x3FF
     }
 
-    /// The next session id for a device. When the node is alone they begin at the second of the shard's first login, in
-    /// the upper half, and go up by the number of shards: unique on the node, over restarts too, unless its clock is
-    /// set back by more than it was up. In a cluster they are milliseconds since the epoch and a counter, above that of
-    /// the session that the device has anywhere, so that they order the sessions of a device whichever home gave them;
-    /// the low bits tell homes apart.
+    /// The next session id for a device: in a cluster above that of the session which the device has anywhere.
     pub(crate) fn next_session(&mut self, user: u64, device: &str) -> u64 {
         if self.alone {
-            if self.last_session == 0 {
-                self.last_session = (self.now.wall_ms / 1_000) << 32 | u64::from(self.shard);
-            }
-            self.last_session += u64::from(self.shards);
-            return self.last_session;
+            return self.stamps.next_session(self.now.wall_ms, self.shard, self.shards);
         }
         let device = if device.is_empty() { DEFAULT_DEVICE } else { device };
         let known = self.presence.sessions(user).iter().find(|entry| entry.device() == device);
-        let above = self.last_session.max(known.map_or(0, |entry| entry.session));
-        let counted = (above >> 10) + 1;
-        self.last_session = (self.now.wall_ms << 10).max(counted) << 10 | self.salt();
-        self.last_session
+        let known = known.map_or(0, |entry| entry.session);
+        let salt = self.salt();
+        self.stamps.next_session_above(known, self.now.wall_ms, salt)
     }
 
     /// A connection was accepted into a slot, from a peer if that had to be known.
@@ -365,7 +325,7 @@ impl Shard {
 
     /// Whether the connection has to begin with TLS.
     pub(crate) fn needs_tls(&mut self, slot: u32) -> bool {
-        self.links.slots.at(slot).needs_tls(self.tls_required)
+        self.entrance.needs_tls(self.links.slots.at(slot))
     }
 
     /// Ends a connection for which there was no room when it was accepted.
@@ -404,7 +364,7 @@ impl Shard {
             conn.wire.change_kind(Wire::NATIVE);
         }
         if phase == Phase::HandingOver
-            && let Some(wrapped) = self.departing.remove(&slot).and_then(|mut adoptee| adoptee.wrapped.take())
+            && let Some(wrapped) = self.handovers.take_departing(slot).and_then(|mut adoptee| adoptee.wrapped.take())
         {
             // It has not been sent off yet, and will not be: it is told so in the language it speaks.
             self.links.put_back_wrapped(slot, *wrapped);
@@ -462,7 +422,7 @@ impl Shard {
             Phase::Registering => {
                 drop(self.directory.registrations.forget(slot));
                 if let Some(desk) = &mut self.desk {
-                    desk.logins.remove(&slot);
+                    desk.take_login(slot);
                 }
             }
             _ => {}
@@ -571,7 +531,7 @@ impl Shard {
                 self.close(slot, CloseReason::LoginTimeout);
             }
             Phase::Open => {
-                let full = conn.outbox.as_ref().and_then(|outbox| super::links::too_slow_since(outbox));
+                let full = conn.outbox.as_ref().and_then(|outbox| outbox.too_slow_since());
                 if full.is_some_and(|since| since + full_ticks <= tick) {
                     self.links.stats.limit_outbox_full_time.add(1);
                     return self.close(slot, CloseReason::TooSlow);
@@ -584,7 +544,7 @@ impl Shard {
                     self.links.stats.limit_heartbeat.add(1);
                     return self.close(slot, CloseReason::Idle);
                 }
-                if super::wrap::ping_tick(conn).is_some_and(|due| due <= tick) && !conn.flags.has(ConnFlags::PAUSED) {
+                if conn.ping_tick().is_some_and(|due| due <= tick) && !conn.flags.has(ConnFlags::PAUSED) {
                     self.ping_wrapped(slot);
                 }
                 if self.links.tokens.is_over(slot) {
@@ -592,7 +552,7 @@ impl Shard {
                 }
                 let conn = self.links.slots.at(slot);
                 let user = conn.user;
-                if conn.flags.has(ConnFlags::HOT) && conn.traffic_tick + hot_ticks <= tick {
+                if conn.flags.has(ConnFlags::HOT) && conn.cold_tick(hot_ticks) <= tick {
                     conn.flags.clear(ConnFlags::HOT);
                     self.links.forget_flood(slot);
                     self.links.mark_dirty(slot);
@@ -704,10 +664,10 @@ impl Shard {
         let mesh_bytes = self.mesh_bytes();
         self.outgoing.set_mesh_bytes(mesh_bytes);
         let nodes = self.mesh.as_ref().map_or(0, |mesh| mesh.connections());
-        let empty = self.links.slots.in_use() == nodes && self.arriving.is_empty();
+        let empty = self.links.slots.in_use() == nodes && self.handovers.arriving() == 0;
         // The others know the view in which this node is no home, and have confirmed what was sent on to them.
         let directory = &self.directory;
-        let told = directory.walk.is_none() && directory.settling.is_settled() && directory.parked.bytes() == 0;
+        let told = !directory.is_changing() && directory.parked.bytes() == 0;
         let confirmed = mesh_bytes == 0;
         // What is owed is committed before the end.
         let stored = self.desk.as_ref().is_none_or(Desk::is_idle) && !self.has_pushes() && !self.holds_fates();
@@ -749,34 +709,34 @@ impl Shard {
         let stats = &self.links.stats;
         let directory = &self.directory;
         stats.sessions.set((self.presence.session_count() - directory.remotes.len()) as u64);
-        stats.users.set((self.presence.users() - directory.remote_only_users) as u64);
+        stats.users.set((self.presence.users() - directory.remote_only_users()) as u64);
         stats.remote_sessions.set(directory.remotes.len() as u64);
         stats.registering.set(directory.registrations.len() as u64);
         stats.messages_owed.set(directory.sent_away.len() as u64);
         stats.parked_bytes.set(directory.parked.bytes() as u64);
         stats.redelivery_users.set(directory.redelivery.len() as u64);
-        stats.settling.set(u64::from(directory.walk.is_some() || !directory.settling.is_settled()));
+        stats.settling.set(directory.is_changing().into());
         stats.messages_pending.set(self.inboxes.messages() as u64);
         stats.unacked_bytes.set(self.inboxes.bytes() as u64);
-        stats.outbox_bytes.set(self.links.outbox_bytes as u64);
-        stats.partial_bytes.set(self.links.partial_bytes as u64);
-        stats.websockets_within.set(self.links.wrappings.len() as u64);
+        stats.outbox_bytes.set(self.links.outbox_bytes() as u64);
+        stats.partial_bytes.set(self.links.partial_bytes() as u64);
+        stats.websockets_within.set(self.links.wrapped() as u64);
         if let Some(services) = &self.services {
             stats.service_links.set(services.links.len() as u64);
             stats.calls_open.set(services.callers.values().map(Vec::len).sum::<usize>() as u64);
-            stats.calls_waiting.set(services.queued as u64);
-            stats.calls_kept_bytes.set(services.kept_bytes as u64);
+            stats.calls_waiting.set(services.queued() as u64);
+            stats.calls_kept_bytes.set(services.kept_bytes() as u64);
             stats.service_places.set(services.nodes.len() as u64);
         }
         if let Some(desk) = &self.desk {
             stats.store_asked.set(desk.asked() as u64);
             stats.storing.set(desk.appends() as u64);
             stats.store_silence_us.set(u64::from(desk.silent_ticks(self.links.tick)) * TICK_MS * 1_000);
-            stats.store_logins.set(desk.logins.len() as u64);
+            stats.store_logins.set(desk.logins() as u64);
             stats.duplicates_known.set(desk.duplicates.len() as u64);
         }
         if let Some(events) = &self.events {
-            stats.events_held.set(events.held.len() as u64);
+            stats.events_held.set(events.held() as u64);
         }
         self.set_group_gauges();
         self.set_watch_gauges();

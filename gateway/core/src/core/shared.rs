@@ -52,7 +52,7 @@ impl Shard {
         if !self.has_shared_store() {
             return;
         }
-        self.follow_stamp(before);
+        self.stamps.follow(before);
         let queued = self.inboxes.find(user, stamp).map(|message| message.queued).unwrap_or_default();
         let soon = self.links.tick + 1;
         let Some(desk) = &mut self.desk else { return };
@@ -89,41 +89,30 @@ impl Shard {
     pub(super) fn doubt(&mut self, user: u64) {
         let retry_tick = self.links.tick + 1;
         let Some(desk) = self.desk.as_mut().filter(|desk| desk.shared) else { return };
-        if let Some(desk_of_user) = desk.users.get_mut(&user) {
-            desk_of_user.in_doubt = true;
-            desk.retries.note(user, retry_tick);
-        }
+        desk.doubt(user, retry_tick);
     }
 
     /// Goes on with those who are to be looked at since the view has changed. They do not stand in the way of those who
     /// wait for what they know to be in their logs.
     pub(super) fn look_at_doubted(&mut self) {
         for _ in 0..LOG_LOOKS_MAX {
-            let next = |desk: &mut Desk| if desk.looks < LOG_LOOKS_MAX { desk.doubted.pop() } else { None };
-            let Some(user) = self.desk.as_mut().and_then(next) else { break };
-            if let Some(desk_of_user) = self.desk.as_mut().and_then(|desk| desk.users.get_mut(&user)) {
-                desk_of_user.in_doubt = true;
-                self.look_where_log_ends(user);
-            }
+            let Some(user) = self.desk.as_mut().and_then(|desk| desk.next_doubted()) else { break };
+            self.look_where_log_ends(user);
         }
-        let has_more = |desk: &Desk| desk.looks >= LOG_LOOKS_MAX && !desk.doubted.is_empty();
-        self.links.stats.limit_log_looks.add(u64::from(self.desk.as_ref().is_some_and(has_more)));
+        let is_behind = self.desk.as_ref().is_some_and(|desk| desk.is_behind_with_looks());
+        self.links.stats.limit_log_looks.add(is_behind.into());
     }
 
     /// Asks the store where the log of a user ends, if that is in doubt.
     pub(super) fn look_where_log_ends(&mut self, user: u64) {
-        let in_doubt = |desk: &Desk| desk.users.get(&user).is_some_and(|user| user.in_doubt);
-        if !self.desk.as_ref().is_some_and(in_doubt) {
+        if !self.desk.as_ref().is_some_and(|desk| desk.is_in_doubt(user)) {
             return;
         }
         let claims = self.may_claim(user);
         let (tick, retry_tick) = (self.links.tick, self.links.tick + ticks(RETRY_MS));
         let Some(desk) = &mut self.desk else { return };
-        let look = Asked::Look { user, doubts: desk.doubts };
-        // From then on nobody of an earlier view adds to it.
-        match claims && desk.ask(tick, look, |token| Request::Inspect { user, claims, token }).is_ok() {
-            true => desk.looks += 1,
-            false => desk.retries.note(user, retry_tick),
+        if !(claims && desk.look(tick, user)) {
+            desk.retries.note(user, retry_tick);
         }
     }
 
@@ -133,16 +122,16 @@ impl Shard {
         // What is on its way there may have come in already, and its answer tells what it lies behind.
         let adds = self.inboxes.of(user).any(|message| message.keep == Keep::Storing);
         if let Reply::Inspected(inbox) = reply {
-            self.follow_stamp(inbox.last);
+            self.stamps.follow(inbox.last);
         }
         let Some(desk) = &mut self.desk else { return };
-        desk.looks -= 1;
+        let is_latest = desk.looked(doubts);
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
         let Reply::Inspected(inbox) = reply else { return desk.retries.note(user, retry_tick) };
         if adds {
             return desk.retries.note(user, retry_tick);
         }
-        desk_of_user.in_doubt &= doubts != desk.doubts;
+        desk_of_user.in_doubt &= !is_latest;
         desk_of_user.last = desk_of_user.last.max(inbox.last);
         for reader in &mut desk_of_user.readers {
             if reader.log_ended(inbox.last) {
@@ -156,17 +145,13 @@ impl Shard {
     pub(super) fn remember_wish(&mut self, slot: u32, wish: &Wish) {
         let generation = self.links.slots.id(slot).generation;
         let Some(desk) = self.desk.as_mut().filter(|desk| desk.shared) else { return };
-        match wish.packed() {
-            0 => drop(desk.wishes.remove(&slot)),
-            packed => drop(desk.wishes.insert(slot, (generation, packed))),
-        }
+        desk.note_wish(slot, generation, wish.packed());
     }
 
     /// What was noted of the session in a slot.
     pub(super) fn wish_in(&self, slot: u32) -> u16 {
         let generation = self.links.slots.id(slot).generation;
-        let noted = self.desk.as_ref().and_then(|desk| desk.wishes.get(&slot));
-        noted.filter(|(of, _)| *of == generation).map_or(0, |(_, packed)| *packed)
+        self.desk.as_ref().map_or(0, |desk| desk.wish(slot, generation))
     }
 
     /// Whether a device that the store does not know comes with what the store gave out to it: it was forgotten, or
@@ -185,7 +170,7 @@ impl Shard {
         let retry_tick = self.links.tick + ticks(RETRY_MS);
         if let Reply::Opened(opened) = &reply {
             // Positions given out from now on are behind all that is stored.
-            self.follow_stamp(opened.last);
+            self.stamps.follow(opened.last);
         }
         let Some(desk) = &mut self.desk else { return };
         let shared = desk.shared;
@@ -380,7 +365,7 @@ impl Shard {
         }
         self.note_end(user, until_s);
         // Positions given out from now on lie behind those of the former home.
-        self.stamp_above(stamp);
+        self.stamps.follow_other_home(stamp, self.now.wall_ms);
         let due = tick + ticks(self.links.limits.store_after_ms);
         let Some(desk) = &mut self.desk else { return };
         if !told {
@@ -408,7 +393,7 @@ impl Shard {
         }
         if sessions.is_empty() {
             match self.is_unsettled(user) {
-                true => drop(self.directory.orphans.insert(user)),
+                true => self.directory.orphan(user),
                 false => self.store_waiting(user, Store::Offline),
             }
         }

@@ -230,7 +230,7 @@ impl Shard {
         let is_news = home.claimed(last);
         let Seen { number, last, .. } = home.seen();
         let (shards, nodes, waiting) = (home.shards.clone(), home.nodes.clone(), std::mem::take(&mut home.waiting));
-        self.follow_stamp(last);
+        self.stamps.follow(last);
         for shard in shards {
             self.tell_group(shard, &GroupMail::Head { group, last, number });
         }

@@ -150,8 +150,7 @@ impl Shard {
         if conn.phase != Phase::Handshake || conn.flags.has(ConnFlags::BEHIND) {
             return;
         }
-        let Some(partial) = conn.partial.as_deref() else { return };
-        if self.links.wrappings.handshake(slot).is_some_and(|handshake| handshake.has_something(partial)) {
+        if self.links.handshake_has_something(slot) {
             // It is not read on before that.
             let id = self.links.slots.id(slot);
             self.links.slots.at(slot).flags.set(ConnFlags::BEHIND);

@@ -199,7 +199,7 @@ impl Shard {
         let sessions = self.presence.sessions(user).iter();
         // A newer session of the device may just have taken its place: then this one is about to be told so.
         let session = sessions.filter(|entry| entry.slot == slot).map(|entry| entry.session).next().unwrap_or(0);
-        let heartbeat_secs = self.links.slots.at(slot).heartbeat_secs;
+        let heartbeat_secs = self.links.slots.at(slot).heartbeat_secs();
         let pending = self.inboxes.len(user) as u64;
         self.send_login_ok(slot, session, heartbeat_secs, &Welcome { pending, ..Welcome::default() });
     }

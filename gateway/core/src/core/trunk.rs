@@ -20,11 +20,7 @@ use std::net::IpAddr;
 
 /// A send to another node: what the connection's place for a send holds of it.
 fn sending(send: SendId, len: usize, offset: usize) -> Box<Outbox> {
-    let mut outbox = Box::<Outbox>::default();
-    outbox.sending = Some(send);
-    outbox.sending_left = len - offset;
-    outbox.sending_offset = offset;
-    outbox
+    Outbox::of_send(send, len, offset)
 }
 
 impl<I: Io> Core<I> {
@@ -133,7 +129,7 @@ impl<I: Io> Core<I> {
     /// A send to another node has ended.
     pub(super) fn on_node_sent(&mut self, id: ConnId, result: OpResult<usize>, buf: Vec<u8>) {
         let conn = self.shard.links.slots.at(id.slot);
-        let offset = conn.outbox.take().map_or(0, |outbox| outbox.sending_offset);
+        let offset = conn.outbox.take().map_or(0, |outbox| outbox.sent_bytes());
         conn.flags.clear(ConnFlags::SEND_CANCELLED);
         let taken = result.unwrap_or(0);
         self.shard.links.stats.mesh_bytes_out.add(taken as u64);
@@ -275,7 +271,7 @@ impl<I: Io> Core<I> {
             }
         }
         if !restarted.is_empty() {
-            self.shard.walk_again();
+            self.shard.directory.walk_again();
             self.shard.rooms_again(&restarted);
             self.shard.watches_again(&restarted);
             self.shard.services_again(&restarted);

@@ -348,14 +348,10 @@ impl Shard {
             return;
         }
         if !self.serving {
-            // It cannot tell who is online, and must not.
-            self.watches.paused = true;
-            return;
+            return self.watches.pause();
         }
         let tick = self.links.tick;
-        if std::mem::take(&mut self.watches.paused) {
-            self.watches.homes.begin_walk();
-        }
+        self.watches.resume();
         if !self.alone {
             self.look_at_nodes();
         }
@@ -379,8 +375,7 @@ impl Shard {
         let (Some(mesh), Some(routing)) = (&self.mesh, &self.directory.routing) else { return };
         let silent: Vec<NodeKey> =
             routing.others().map(|member| member.key).filter(|node| mesh.is_silent(*node)).collect();
-        let known = std::mem::replace(&mut self.watches.silent, silent);
-        let newly: Vec<NodeKey> = self.watches.silent.iter().filter(|node| !known.contains(node)).copied().collect();
+        let newly = self.watches.note_silent(silent);
         if !newly.is_empty() {
             self.watches.watchers.homes_lost(|place| newly.contains(&place.node), tick);
         }

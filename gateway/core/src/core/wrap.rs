@@ -2,7 +2,7 @@
 //! that each transport has of its own.
 
 use super::decode::Flow;
-use super::links::{Links, TICK_MS, ticks};
+use super::links::{Links, TICK_MS};
 use super::shard::Shard;
 use crate::conn::{Conn, ConnFlags, Phase, Wire};
 use crate::limits::UNIT_BYTES;
@@ -18,29 +18,10 @@ use trunkline_proto::websocket::{Control, End, Inbound, Opcode, Role, close_code
 const PONGS_BEFORE_LOGIN_BYTES_MAX: usize = 4_096;
 
 impl Links {
-    fn take_wrapping(&mut self, slot: u32) -> Option<Box<Wrapping>> {
-        let wire = &mut self.slots.at(slot).wire;
-        if !wire.has(Wire::REMEMBERED) {
-            return None;
-        }
-        wire.clear(Wire::REMEMBERED);
-        let wrapping = self.wrappings.0.remove(&slot)?;
-        self.partial_bytes -= wrapping.bytes();
-        Some(wrapping)
-    }
-
-    fn put_wrapping(&mut self, slot: u32, wrapping: Box<Wrapping>) {
-        if wrapping.is_needed() {
-            self.slots.at(slot).wire.set(Wire::REMEMBERED);
-            self.partial_bytes += wrapping.bytes();
-            self.wrappings.0.insert(slot, wrapping);
-        }
-    }
-
     /// How the messages of a connection have ended, if they have.
     fn wrapped_end(&mut self, slot: u32) -> Option<End> {
         let remembered = self.slots.at(slot).wire.has(Wire::REMEMBERED);
-        remembered.then(|| self.wrappings.0.get(&slot)?.inbound.end()).flatten()
+        remembered.then(|| self.wrapping(slot)?.inbound.end()).flatten()
     }
 
     /// The token that came with the request of a connection.
@@ -88,7 +69,7 @@ impl Links {
     /// How the records of a connection have ended, if they have.
     pub(crate) fn tls_end(&mut self, slot: u32) -> Option<TlsEnd> {
         let remembered = self.slots.at(slot).wire.has(Wire::REMEMBERED);
-        remembered.then(|| self.wrappings.0.get(&slot)?.tls_end).flatten()
+        remembered.then(|| self.wrapping(slot)?.tls_end).flatten()
     }
 
     /// Notes how the records of a connection have ended.
@@ -152,14 +133,6 @@ impl Links {
         self.slots.at(slot).wire.set(Wire::RAW);
         self.append(slot, |out| put_raw(out, write));
     }
-}
-
-/// Tick at which a session over a WebSocket that has been silent for one and a half heartbeats gets a Ping, unless it
-/// got one: a browser answers it without the page, whose timers may run once a minute only.
-pub(crate) fn ping_tick(conn: &Conn) -> Option<u32> {
-    let asked = conn.wire.has(Wire::PINGED);
-    let websocket = conn.wire.kind() == Wire::WEBSOCKET;
-    (websocket && !asked).then(|| conn.alive_tick + ticks(1_500 * u64::from(conn.heartbeat_secs)))
 }
 
 // A Ping has some ticks until its answer counts: half of the shortest heartbeat.
@@ -248,7 +221,7 @@ impl Shard {
         }
         let Some(head) = self.links.slots.at(slot).partial.as_deref() else { return };
         let told = match opening(head) {
-            Some(Opening::Http) => upgrade::read(&self.upgrade, head, looked),
+            Some(Opening::Http) => upgrade::read(self.entrance.upgrade(), head, looked),
             None => Ok(None),
             Some(Opening::Proxy) => return self.refuse_header(slot, None),
             Some(_) => return self.close(slot, CloseReason::UnknownTransport),

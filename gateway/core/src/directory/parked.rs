@@ -1,6 +1,7 @@
 //! Messages at a new home shard for users whose sessions it does not know yet: they wait until the sessions are
 //! registered or every node has said that it has no more to register.
 
+use crate::byte_count::ByteCount;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 
@@ -11,23 +12,23 @@ const OVERHEAD_BYTES: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Parked<M> {
     by_user: HashMap<u64, VecDeque<(M, usize)>>,
-    bytes: usize,
+    bytes: ByteCount,
     bytes_max: usize,
 }
 
 impl<M> Parked<M> {
     /// Room for `bytes_max` bytes of payloads and what goes with them.
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Parked { by_user: HashMap::new(), bytes: 0, bytes_max }
+        Parked { by_user: HashMap::new(), bytes: ByteCount::default(), bytes_max }
     }
 
     /// Lets a message wait. Gives it back when there is no room.
     pub(crate) fn park(&mut self, user: u64, message: M, payload_bytes: usize) -> Result<(), M> {
         let bytes = OVERHEAD_BYTES + payload_bytes;
-        if self.bytes + bytes > self.bytes_max {
+        if self.bytes.get() + bytes > self.bytes_max {
             return Err(message);
         }
-        self.bytes += bytes;
+        self.bytes.add(bytes);
         self.by_user.entry(user).or_default().push_back((message, bytes));
         Ok(())
     }
@@ -41,7 +42,7 @@ impl<M> Parked<M> {
     /// Takes out the messages of one user.
     pub(crate) fn take(&mut self, user: u64) -> impl Iterator<Item = M> + use<M> {
         let messages = self.by_user.remove(&user).unwrap_or_default();
-        self.bytes -= messages.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        self.bytes.sub(messages.iter().map(|(_, bytes)| bytes).sum());
         messages.into_iter().map(|(message, _)| message)
     }
 
@@ -54,7 +55,7 @@ impl<M> Parked<M> {
 
     /// Bytes that wait.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes.get()
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Going {
 
 /// Those of one shard.
 #[derive(Debug, Default)]
-pub struct Grace {
+pub(super) struct Grace {
     queue: VecDeque<Going>,
     /// When each of them is due; what else is in the queue is of earlier absences.
     due: HashMap<u64, u32>,
@@ -30,7 +30,7 @@ pub struct Grace {
 impl Grace {
     /// A user has gone. False if there are too many: then it is to be told now.
     #[must_use]
-    pub fn goes(&mut self, user: u64, since_ms: u64, tick: u32) -> bool {
+    pub(super) fn goes(&mut self, user: u64, since_ms: u64, tick: u32) -> bool {
         let has_room = self.queue.len() < GOING_MAX;
         if has_room {
             let due_tick = tick + GRACE_TICKS;
@@ -41,12 +41,12 @@ impl Grace {
     }
 
     /// A user is here. Whether nobody was told that it went.
-    pub fn is_back(&mut self, user: u64) -> bool {
+    pub(super) fn is_back(&mut self, user: u64) -> bool {
         self.due.remove(&user).is_some()
     }
 
     /// The next user who has been away for long enough; with `all`, whoever is away.
-    pub fn take_gone(&mut self, tick: u32, all: bool) -> Option<Going> {
+    pub(super) fn take_gone(&mut self, tick: u32, all: bool) -> Option<Going> {
         loop {
             let going = self.queue.pop_front_if(|going| all || going.due_tick <= tick)?;
             if self.due.get(&going.user) == Some(&going.due_tick) {

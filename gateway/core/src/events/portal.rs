@@ -5,8 +5,8 @@
 //! comes behind them in the lane, as soon as there is room.
 
 use super::event::{Event, EventKind, KINDS, Wants};
-use super::grace::Grace;
-use super::{LANES, PORTAL_BYTES};
+use super::grace::{Going, Grace};
+use super::{HELD_MAX, LANES, PORTAL_BYTES};
 use crate::ids::Origin;
 use crate::lanes::{self, Lanes, ShardEnd};
 use std::collections::VecDeque;
@@ -116,8 +116,8 @@ pub struct EventsInner {
     put: u64,
     lost: Box<[[Lost; KINDS]; LANES]>,
     has_lost: bool,
-    pub held: VecDeque<HeldFate>,
-    pub grace: Grace,
+    held: VecDeque<HeldFate>,
+    grace: Grace,
 }
 
 impl EventsInner {
@@ -190,6 +190,39 @@ impl EventsInner {
     /// Whether an event is kept, or cannot be.
     fn is_kept(&self, event: u64) -> bool {
         event <= self.end.lanes.own.kept[self.end.shard].0.load(Ordering::Acquire)
+    }
+
+    /// A sender waits until the event of its message is kept. False if too many do: then it is to be told now.
+    #[must_use]
+    pub fn hold(&mut self, fate: HeldFate) -> bool {
+        let has_room = self.held.len() < HELD_MAX;
+        if has_room {
+            debug_assert!(self.held.back().is_none_or(|last| last.event < fate.event), "events are told of in order");
+            self.held.push_back(fate);
+        }
+        has_room
+    }
+
+    /// Senders that wait.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// A user's last session has ended. False if too many users are away for so short a time: then it is to be told
+    /// now.
+    #[must_use]
+    pub fn goes(&mut self, user: u64, since_ms: u64, tick: u32) -> bool {
+        self.grace.goes(user, since_ms, tick)
+    }
+
+    /// A user is here. Whether nobody was told that it went.
+    pub fn is_back(&mut self, user: u64) -> bool {
+        self.grace.is_back(user)
+    }
+
+    /// The next user who has been away for long enough; with `all`, whoever is away.
+    pub fn take_gone(&mut self, tick: u32, all: bool) -> Option<Going> {
+        self.grace.take_gone(tick, all)
     }
 
     /// Whether a sender can be told now.

@@ -36,14 +36,36 @@ pub(crate) struct Nodes {
     /// What each node has been told.
     told: HashMap<NodeKey, HashMap<u16, u32>>,
     /// Something may have to be told.
-    pub(crate) is_news: bool,
+    is_news: bool,
     /// Whether this node drained when others were told last.
-    pub(crate) drains: bool,
+    drains: bool,
     /// When calls of nodes that are gone are looked for.
-    pub(crate) look_tick: Option<u32>,
+    look_tick: Option<u32>,
 }
 
 impl Nodes {
+    /// Something of this shard may have to be told.
+    pub(crate) fn note_news(&mut self) {
+        self.is_news = true;
+    }
+
+    /// Whether something may have to be told; `drains`: whether this node drains now, which is news if it did not, or
+    /// did, when others were told last.
+    pub(crate) fn take_news(&mut self, drains: bool) -> bool {
+        let changed = std::mem::replace(&mut self.drains, drains) != drains;
+        std::mem::take(&mut self.is_news) || changed
+    }
+
+    /// Calls of nodes that are gone are looked for at this tick.
+    pub(crate) fn look_at(&mut self, tick: u32) {
+        self.look_tick = Some(tick);
+    }
+
+    /// Whether it is time to look for calls of nodes that are gone; once.
+    pub(crate) fn take_look(&mut self, tick: u32) -> bool {
+        self.look_tick.take_if(|due| *due <= tick).is_some()
+    }
+
     /// Places known.
     pub(crate) fn len(&self) -> usize {
         self.count

@@ -59,12 +59,12 @@ pub(crate) struct Pool {
     /// Its calls, by the end of their time.
     pub(crate) fifo: Fifo,
     /// Calls that wait for room, and some that have ended meanwhile.
-    pub(crate) queue: VecDeque<CallKey>,
+    queue: VecDeque<CallKey>,
     /// How many of them wait.
     pub(crate) waiting: usize,
-    pub(crate) retries: RetryBudget,
+    retries: RetryBudget,
     /// Instances that other shards have been told of.
-    pub(crate) told: u16,
+    told: u16,
     /// Which of the instances have room, in the pick under way.
     rooms: Vec<bool>,
 }
@@ -83,6 +83,57 @@ impl Pool {
             told: 0,
             rooms: Vec::new(),
         }
+    }
+
+    /// Whether calls may be given to workers of this shard, as the other shards know it.
+    #[inline]
+    pub(crate) fn is_told(&self) -> bool {
+        self.told > 0
+    }
+
+    /// How many instances take calls, if other shards have been told of another number: they are to be told now.
+    pub(crate) fn take_news(&mut self) -> Option<u16> {
+        let instances = self.serving();
+        (std::mem::replace(&mut self.told, instances) != instances).then_some(instances)
+    }
+
+    /// A call has come, of which a part may be tried again.
+    pub(crate) fn note_call(&mut self) {
+        self.retries.note_call();
+    }
+
+    /// Whether a call may be tried again: not more than a part of all.
+    pub(crate) fn may_retry(&mut self, now_ms: u64) -> bool {
+        self.retries.take(now_ms)
+    }
+
+    /// Whether one more call may wait for room.
+    pub(crate) fn has_queue_room(&self) -> bool {
+        self.waiting < self.spec.queue as usize
+    }
+
+    /// The first call of the queue, which may have ended meanwhile.
+    pub(crate) fn first_queued(&self) -> Option<CallKey> {
+        self.queue.front().copied()
+    }
+
+    /// A call waits: behind all others, or at this place among them.
+    pub(crate) fn enqueue(&mut self, key: CallKey, place: Option<usize>) {
+        let place = place.unwrap_or(usize::MAX).min(self.queue.len());
+        self.queue.insert(place, key);
+        self.waiting += 1;
+    }
+
+    /// The first call of the queue waits no more.
+    pub(crate) fn dequeue(&mut self) {
+        debug_assert!(self.waiting > 0, "a call that waits is counted");
+        self.queue.pop_front();
+        self.waiting -= 1;
+    }
+
+    /// The first call of the queue has ended before, and is counted no more.
+    pub(crate) fn skip_ended(&mut self) {
+        self.queue.pop_front();
     }
 
     /// Instances that take calls.

@@ -20,7 +20,6 @@ use crate::waker::Waker;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use trunkline_router_core::hash::home_shard;
-use trunkline_router_core::presence::Presence;
 
 /// How long a turn waits in its ring, as in `crate::shard`.
 const RING_WAIT_MICROS: u32 = 1_000;
@@ -199,14 +198,14 @@ impl Node {
     /// Gives each shard a portal.
     pub(super) fn give_portals(&mut self, portals: &Portals) {
         for (seat, shard) in self.seats.iter_mut().zip(0..) {
-            seat.core.shard.portal = Some(Box::new(portals.inner(shard)));
+            seat.core.shard.set_portal(portals.inner(shard));
         }
     }
 
     /// Has each shard tell of what happens.
     pub(super) fn give_events(&mut self, portals: &EventPortals) {
         for (seat, shard) in self.seats.iter_mut().zip(0..) {
-            seat.core.shard.events = Some(Box::new(portals.inner(shard)));
+            seat.core.shard.set_events(portals.inner(shard));
         }
     }
 
@@ -229,7 +228,7 @@ impl Node {
 
     /// Device and session id of each session of a user, as a shard knows them.
     pub(super) fn sessions(&self, shard: usize, user: u64) -> impl Iterator<Item = (String, u64)> {
-        let sessions = self.seats[shard].core.shard.presence.sessions(user).iter();
+        let sessions = self.seats[shard].core.shard.sessions(user).iter();
         sessions.map(|entry| (entry.device().to_owned(), entry.session))
     }
 
@@ -237,9 +236,7 @@ impl Node {
     /// user.
     pub(super) fn is_home(&self, user: u64) -> bool {
         let shard = trunkline_router_core::hash::home_shard(user, self.seats.len() as u32) as usize;
-        let shard = &self.seats[shard].core.shard;
-        let lives = shard.cluster.as_ref().is_some_and(|cluster| cluster.state.life() == shard.life);
-        lives && shard.home(user) == crate::directory::Home::Here && !shard.is_unsettled(user)
+        self.seats[shard].core.shard.acts_as_home(user)
     }
 
     /// Whether every shard's loop has returned.
@@ -329,15 +326,7 @@ impl Node {
 
     /// Nothing is left of calls and workers that are gone.
     pub(super) fn check_services_empty(&self) {
-        for (shard, seat) in self.seats.iter().enumerate() {
-            let Some(services) = &seat.core.shard.services else { continue };
-            let left = (services.calls.len(), services.links.len(), services.callers.len(), services.foreign.len());
-            assert_eq!(left, (0, 0, 0, 0), "shard {shard}: calls, links, callers, calls of other shards");
-            assert_eq!((services.kept_bytes, services.queued, services.heads), (0, 0, 0), "shard {shard}");
-            for pool in services.pools.values() {
-                assert_eq!((pool.waiting, pool.instances.len()), (0, 0), "shard {shard}: {}", pool.spec.service);
-            }
-        }
+        self.seats.iter().for_each(|seat| seat.core.shard.assert_no_services());
     }
 
     fn check_no_wake_was_lost(&self) {
@@ -373,45 +362,8 @@ impl Node {
             let Seat { core, stats, .. } = seat;
             let state = &core.shard;
             // Those to other nodes stay.
-            let nodes = state.mesh.as_ref().map_or(0, |mesh| mesh.connections());
-            assert_eq!(state.links.slots.in_use(), nodes, "shard {shard}: slots in use");
-            let directory = &state.directory;
-            let mut remotes = Vec::new();
-            directory.remotes.find(0, usize::MAX, |_| true, &mut remotes);
-            let remotes: Vec<_> = remotes.iter().map(|slot| directory.remotes.get(*slot)).collect();
-            assert!(remotes.is_empty(), "{} shard {shard}: sessions on other nodes: {remotes:?}", state.node);
-            assert_eq!(directory.registrations.len(), 0, "shard {shard}: logins that wait for their home");
-            assert_eq!(directory.sent_away.len(), 0, "shard {shard}: messages other nodes are to answer");
-            assert_eq!(directory.parked.bytes(), 0, "shard {shard}: messages that wait for a home");
-            assert_eq!(directory.redelivery.len(), 0, "shard {shard}: users to send to again");
-            assert!(directory.orphans.is_empty(), "shard {shard}: users nobody has told of");
-            assert!(directory.walk.is_none() && directory.settling.is_settled(), "shard {shard}: not settled");
-            assert_eq!(state.mesh.as_ref().map_or(0, |mesh| mesh.bytes()), 0, "shard {shard}: bytes for other nodes");
-            assert_eq!(state.links.outbox_bytes, 0, "shard {shard}: outbox bytes");
-            assert_eq!(state.links.partial_bytes, 0, "shard {shard}: bytes of half-received frames");
-            assert_eq!(state.links.wrappings.len(), 0, "shard {shard}: parts of messages of WebSockets");
-            let tls = &state.links.tls;
-            assert_eq!((tls.sessions.len(), tls.shaking()), (0, 0), "shard {shard}: keys and handshakes of TLS");
-            assert_eq!(
-                (state.inboxes.messages(), state.inboxes.bytes()),
-                (0, 0),
-                "shard {shard}: unacknowledged messages"
-            );
-            assert_eq!((state.presence.users(), state.presence.session_count()), (0, 0), "shard {shard}: presence");
-            if let Some(desk) = &state.desk {
-                assert!(desk.is_idle() && desk.users.is_empty(), "shard {shard}: about the store: {desk:?}");
-            }
-            let groups = &state.groups;
-            let left = (groups.homes.len(), groups.interests.len(), groups.parts.len() + groups.joins.len());
-            assert_eq!(left, (0, 0, 0), "{} shard {shard}: homes, interests, parts of groups", state.node);
-            assert_eq!(state.departing.len(), 0, "shard {shard}: departing connections");
-            assert!(
-                state.links.dirty.is_empty() && state.links.overflowed.is_empty(),
-                "shard {shard}: lists of a turn"
-            );
-            for slot in 0..state.links.slots.high_water() {
-                assert_eq!(state.links.wheel.deadline(slot), None, "shard {shard}: timer of free slot {slot}");
-            }
+            let nodes = state.node_connections();
+            state.assert_empty();
             assert_eq!(stats.open.get(), 0, "shard {shard}: open connections");
             let open = self.address_book.as_ref().map_or(0, |book| book.open());
             assert_eq!(open, 0, "open connections of addresses");
@@ -420,13 +372,12 @@ impl Node {
             assert_eq!(stats.ring_stale.get(), 0, "shard {shard}: stale completions");
             assert_eq!(core.io.buffers_held(), 0, "shard {shard}: receive buffers not given back");
             if !stopped {
-                assert_eq!(state.arriving.len(), 0, "shard {shard}: arriving connections");
-                assert_eq!(state.outgoing.pending_bytes(), 0, "shard {shard}: bytes under way to other shards");
+                state.assert_nothing_under_way();
                 let world = self.world.borrow();
                 assert_eq!(world.slots_used(self.ring(shard)), nodes as usize, "shard {shard}: descriptors");
                 if nodes == 0 {
-                    let buffers = usize::from(state.links.limits.recv_buffers);
-                    assert_eq!(world.buffers_with_kernel(self.ring(shard)), buffers, "shard {shard}: receive buffers");
+                    let (with_kernel, all) = (world.buffers_with_kernel(self.ring(shard)), state.recv_buffers());
+                    assert_eq!(with_kernel, all, "shard {shard}: receive buffers");
                 }
             }
         }
