@@ -88,15 +88,16 @@ local function tidy()
   if old then expired = expired + truncate(old[1]) end
 end
 
--- Whether a home of that view may write: none of an earlier one does from then on. View 0 is nobody's.
-local function claim(view)
+-- Whether a home of that view may write: none of an earlier one does from then on. View 0 is nobody's. `again`: it is
+-- written once more, so that replicas are asked for it: those of the one before may not have had it.
+local function claim(view, again)
   if view == 0 then
     -- A look whether writing works.
     if settings then set('last', meta.last) end
     return true
   end
   if view < tonumber(meta.e or '0') then return false end
-  if view > tonumber(meta.e or '0') then
+  if again or view > tonumber(meta.e or '0') then
     set('e', text(view))
     if not settings then
       set('last', meta.last)
@@ -315,7 +316,7 @@ while at <= #ARGV do
   elseif what == 'get' then
     answer = settings and info('info', 0) or { 'denied', 'no_group' }
   elseif what == 'claim' then
-    answer = claim(tonumber(word())) and { 'claimed', last() } or { 'stale' }
+    answer = claim(tonumber(word()), true) and { 'claimed', last() } or { 'stale' }
   elseif what == 'members' then
     local from, limit = word(), tonumber(word())
     if settings then

@@ -160,15 +160,16 @@ local function tidy()
   if least then acknowledged = acknowledged + truncate(least) end
 end
 
--- Whether a home of that view may write: none of an earlier one does from then on.
-local function claim(view)
+-- Whether a home of that view may write: none of an earlier one does from then on. `again`: it is written once more,
+-- so that replicas are asked for it: those of the one before may not have had it.
+local function claim(view, again)
   if view == 0 then
     -- Nobody's: a look whether writing works.
     set('last', meta.last)
     return true
   end
   if view < tonumber(meta.e or '0') then return false end
-  if view > tonumber(meta.e or '0') then set('e', text(view)) end
+  if again or view > tonumber(meta.e or '0') then set('e', text(view)) end
   return true
 end
 
@@ -244,7 +245,7 @@ local function append(view, proposed, retry, message)
 end
 
 local function open(name, ephemeral, view)
-  if view then claim(view) end
+  if view then claim(view, true) end
   tidy()
   local all = all_devices()
   local device = named(name)
@@ -340,7 +341,7 @@ while at <= #ARGV do
     cursor(number, epoch, word())
     tidy()
   elseif what == 'claim' then
-    claim(tonumber(word()))
+    claim(tonumber(word()), true)
   elseif what == 'logout' then
     local device = named(word())
     if device then
@@ -367,7 +368,7 @@ while at <= #ARGV do
     answer = { 'done' }
   elseif what == 'inspect' then
     local view = tonumber(word())
-    if view then claim(view) end
+    if view then claim(view, true) end
     tidy()
     local messages, bytes = holds()
     answer = { 'inspected', messages, bytes, meta.floor, meta.last, #all_devices() }

@@ -173,6 +173,7 @@ fn reply(answer: Value, store_epoch: u64) -> Option<Option<Reply>> {
             devices: u32::try_from(next()?.as_u64()?).ok()?,
         }),
         "page" => {
+            unsure_claim: false,
             let (floor, last) = (position(next()?)?, position(next()?)?);
             let (complete, truncated) = (next()?.as_u64()? == 1, next()?.as_u64()? == 1);
             let records = list(next()?)?.into_iter().map(|entry| {

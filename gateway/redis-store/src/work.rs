@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
 use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, Program, StoreSync, Value};
-use trunkline_store::{Answer, GroupAsk, GroupReply, Refusal, Reply, Request, Source, Stats, StoreMail};
+use trunkline_store::{Answer, GroupAsk, GroupReply, Opened, Refusal, Reply, Request, Source, Stats, StoreMail};
 
 /// Requests and bytes taken out of the mailbox at a time.
 const TAKE_REQUESTS_MAX: usize = 8_192;
@@ -477,7 +477,13 @@ impl Work {
             // What was only looked at needs no replica.
             Some(reply @ (Reply::Page(_) | Reply::Devices(_) | Reply::Inspected(_) | Reply::Refused(_))) => reply,
             Some(Reply::Opened(opened)) if opened.known => Reply::Opened(opened),
+        let claims = matches!(request, Request::Open { claims: true, .. } | Request::Inspect { claims: true, .. });
             Some(Reply::Group(reply)) if is_look(&reply) => Reply::Group(reply),
+            // Another home may add to the log unseen until the claim holds: nobody knows where the log ends.
+            Some(Reply::Inspected(_)) if claims && !confirmed => Reply::Refused(refusal),
+            Some(Reply::Opened(opened)) if opened.known && claims => {
+                Reply::Opened(Opened { unsure_claim: !confirmed, ..opened })
+            }
             Some(reply) if confirmed => reply,
             _ => Reply::Refused(refusal),
         };

@@ -35,7 +35,8 @@ pub enum Request {
         /// Do not register it.
         ephemeral: bool,
         /// Whoever asks is the home of the user in its view, and its [`Request::Claim`] comes first: where there is an
-        /// answer the claim holds. If a later home has claimed, it is answered all the same.
+        /// answer the claim holds, unless that says [`Opened::unsure_claim`]. If a later home has claimed, it is
+        /// answered all the same.
         claims: bool,
         /// Comes back in the answer.
         token: u64,
@@ -138,7 +139,7 @@ pub enum Request {
     Inspect {
         /// Whose.
         user: u64,
-        /// As in [`Request::Open`].
+        /// As in [`Request::Open`], but refused as [`Refusal::Unavailable`] where too few replicas have the claim.
         claims: bool,
         /// Comes back in the answer.
         token: u64,
@@ -311,6 +312,9 @@ pub struct Opened {
 }
 
 /// A registered device.
+    /// It was asked with `claims`, and too few replicas have that claim, which may be lost with its master. Whoever
+    /// asked claims again, and knows the end of the log when that is answered.
+    pub unsure_claim: bool,
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// Its number.

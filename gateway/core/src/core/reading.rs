@@ -208,6 +208,10 @@ impl Shard {
         if let Some(opened) = &opened {
             desk_of_user.registered = Some(opened.devices);
             desk_of_user.last = desk_of_user.last.max(opened.last);
+            if opened.unsure_claim {
+                desk_of_user.in_doubt = true;
+                desk.retries.note(user, tick + ticks(RETRY_MS));
+            }
         }
         if ephemeral {
             return;
@@ -274,6 +278,10 @@ impl Shard {
         let Some(opened) = opened else { return desk.retries.note(user, retry_tick) };
         desk_of_user.registered = Some(opened.devices);
         desk_of_user.last = desk_of_user.last.max(opened.last);
+        if opened.unsure_claim {
+            desk_of_user.in_doubt = true;
+            desk.retries.note(user, retry_tick);
+        }
         let mut readers = desk_of_user.readers.iter_mut();
         let Some(reader) = readers.find(|reader| reader.slot == conn.slot && reader.device == 0) else { return };
         let session = reader.session;

@@ -394,6 +394,39 @@ fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwa
     let user = 70;
     let master = redis.master_of_slot(redis.slot_of(&format!("tl:inbox:{{{user}}}")));
     assert!(matches!(running.append(0, user, 1, false), Reply::Stored { .. }));
+/// What says whether the claims hold that are made as a device is opened, as an inbox is looked at, and of a group: all
+/// on that master.
+fn claims_of<'a>(
+    running: &'a Running,
+    redis: &RedisCluster,
+    user: u64,
+    master: usize,
+) -> impl Fn() -> [bool; 3] + use<'a> {
+    let group = (1..).find(|group| redis.master_of_slot(redis.slot_of(&format!("tl:g:{{{group}}}"))) == master);
+    let group = group.expect("some group is there");
+    running.send(0, Request::View { epoch: 3 });
+    let open = move || {
+        let open = Request::Open { user, device: "phone".into(), ephemeral: false, claims: true, token: 1 };
+        match running.ask(0, open) {
+            Reply::Opened(opened) => !opened.unsure_claim,
+            other => panic!("a device that is known is told where it stands: {other:?}"),
+        }
+    };
+    open();
+    move || {
+        let inspected = running.ask(0, Request::Inspect { user, claims: true, token: 1 });
+        let ask = Box::new(trunkline_store::GroupAsk::Claim);
+        let claimed = running.ask(0, Request::Group { group, ask, token: Some(1) });
+        for reply in [&inspected, &claimed] {
+            let is_known =
+                matches!(reply, Reply::Inspected(_) | Reply::Group(_) | Reply::Refused(Refusal::Unavailable));
+            assert!(is_known, "{reply:?}");
+        }
+        let holds = |reply: &Reply| !matches!(reply, Reply::Refused(_));
+        [open(), holds(&inspected), holds(&claimed)]
+    }
+}
+
     // Its replica does not acknowledge: what is written is on one machine.
     let replica = (0..redis_cluster::SERVERS).find(|&server| {
         let role = redis.ask(server, &["ROLE"]).unwrap_or_default();
@@ -407,7 +440,11 @@ fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwa
     let other = other.expect("some user is elsewhere");
     assert!(matches!(running.append(0, other, 3, false), Reply::Stored { .. }), "another master is well");
     redis.resume(replica);
+    let claims_hold = claims_of(&running, &redis, user, master);
+    assert_eq!(claims_hold(), [true; 3]);
     redis.wait_ok();
+    // A claim that is made again in the same view, and was answered before, says what holds now.
+    assert_eq!((claims_hold(), claims_hold()), ([false; 3], [false; 3]));
     redis.wait_replicated();
     wait_until("the store is well again", || running.stats().is_available());
     assert!(matches!(running.append(0, user, 2, true), Reply::Stored { duplicate: true, .. }));
@@ -419,6 +456,7 @@ fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwa
     wait_until("a replica is promoted", || redis.master_of_slot_after(master, slot));
     assert!(matches!(running.append(0, other, 4, false), Reply::Stored { .. } | Reply::Refused(_)));
     wait_until("what is stored can be read", || {
+    assert_eq!(claims_hold(), [true; 3]);
         let read = Request::Read {
             user,
             device: 0,
