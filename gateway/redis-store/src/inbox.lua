@@ -5,7 +5,7 @@
 --          s  how many messages came before it, and their bytes: so an inbox is counted without being read
 -- KEYS[2]  hash: floor, last (stamps), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
 --          device), d:<name> (number, epoch, cursor, when it was seen), o:<name> (its epoch before its last LOGOUT, and
---          the one since)
+--          the one since), l:<name> (number of that LOGOUT)
 -- ARGV     now, messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
 --          which a device is forgotten, devices, window of retries, time after which the keys end; then the requests
 --
@@ -115,8 +115,10 @@ local function keep(device)
 end
 local function forget(at)
   local device = table.remove(all_devices(), at)
-  meta['d:' .. device.name], meta['o:' .. device.name] = nil, nil
-  redis.call('HDEL', M, 'd:' .. device.name, 'o:' .. device.name)
+  for _, kind in ipairs({ 'd:', 'o:', 'l:' }) do
+    meta[kind .. device.name] = nil
+    redis.call('HDEL', M, kind .. device.name)
+  end
   wrote = 1
 end
 local function named(name)
@@ -343,11 +345,15 @@ while at <= #ARGV do
   elseif what == 'claim' then
     claim(tonumber(word()), true)
   elseif what == 'logout' then
-    local device = named(word())
-    if device then
+    local device, number = named(word()), word()
+    if device and meta['l:' .. device.name] == number then
+      -- Asked once more because its answer was lost: written, so that replicas are asked for it.
+      set('l:' .. device.name, number)
+    elseif device then
       local before = device.epoch
       device.epoch = next_epoch()
       set('o:' .. device.name, before .. ' ' .. device.epoch)
+      set('l:' .. device.name, number)
       keep(device)
     end
   elseif what == 'devices' then

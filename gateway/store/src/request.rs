@@ -103,6 +103,9 @@ pub enum Request {
         user: u64,
         /// Its name. Unknown ones are ignored.
         device: Box<str>,
+        /// Another one for each LOGOUT of a device, and rising at each node: one that is asked for several times,
+        /// because nobody knew whether it had been done, takes effect once.
+        number: u64,
     },
     /// Whoever asks decides about users from now on as of this view of the cluster; all its requests that follow are
     /// of that view. Only for a store that several nodes share; others ignore it. Not answered.
@@ -309,12 +312,12 @@ pub struct Opened {
     pub pending: u64,
     /// Registered devices of the user, this one among them if it is.
     pub devices: u32,
-}
-
-/// A registered device.
     /// It was asked with `claims`, and too few replicas have that claim, which may be lost with its master. Whoever
     /// asked claims again, and knows the end of the log when that is answered.
     pub unsure_claim: bool,
+}
+
+/// A registered device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// Its number.

@@ -173,16 +173,16 @@ impl Shard {
     /// A session logs out: what it was given to be resumed with is good no more.
     pub(super) fn log_out(&mut self, slot: u32) {
         let user = self.links.slots.at(slot).user;
+        let stamp = self.next_stamp();
         let entry = self.presence.sessions(user).iter().find(|entry| entry.slot == slot);
         let session = entry.map(|entry| entry.session);
         if let (Some(entry), Some(desk)) = (entry, self.desk.as_ref().filter(|desk| desk.shared)) {
-            let request = Request::LogOut { user, device: entry.device().into() };
+            let request = Request::LogOut { user, device: entry.device().into(), number: stamp };
             // Without room the shard's own memory has to do.
             self.links.stats.limit_store_mail.add(u64::from(desk.port.send(request).is_err()));
         }
         let reader = session.and_then(|session| self.desk.as_mut()?.reader(user, session));
         let Some(device) = reader.map(|reader| reader.device).filter(|device| *device != 0) else { return };
-        let stamp = self.next_stamp();
         if let Some(desk) = &mut self.desk {
             desk.logouts.note(user, device, stamp);
         }

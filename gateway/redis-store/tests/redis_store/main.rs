@@ -155,7 +155,10 @@ fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Requ
         91 => Request::Seen { user, device, device_epoch: 0 },
         92..94 => Request::Devices { user, token },
         94 => Request::Forget { user, device, token },
-        95 => Request::LogOut { user, device: format!("device {}", dice.random_range(0..5)).into() },
+        95 => {
+            let device = format!("device {}", dice.random_range(0..5)).into();
+            Request::LogOut { user, device, number: dice.random() }
+        }
         96 if dice.random_range(0..4) == 0 => Request::Delete { user, token },
         _ => Request::Inspect { user, claims: dice.random(), token },
     }
@@ -289,8 +292,12 @@ fn a_logout_is_remembered_and_a_position_is_not_lost_with_it() {
     };
     let first = open();
     assert_eq!(open().device_epoch, first.device_epoch);
-    running.send(0, Request::LogOut { user: 60, device: "p".into() });
+    let log_out = |number| running.send(0, Request::LogOut { user: 60, device: "p".into(), number });
+    log_out(5);
     let after = open();
+    // Nobody knew whether it had been done.
+    log_out(5);
+    assert_eq!(open().device_epoch, after.device_epoch);
     assert_ne!(after.device_epoch, first.device_epoch);
     assert_eq!((after.known, after.device, after.cursor), (true, first.device, first.cursor));
     // Its home may tell of its last ACKs when the LOGOUT has come from another node.
@@ -387,13 +394,6 @@ fn many_users_are_served_in_few_batches() {
     assert_eq!(running.read(10_000).len() as u64, MESSAGES / 500);
 }
 
-#[test]
-fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwards() {
-    let mut redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
-    let running = Running::start(&redis, limits(), Some(StoreSync::Replica));
-    let user = 70;
-    let master = redis.master_of_slot(redis.slot_of(&format!("tl:inbox:{{{user}}}")));
-    assert!(matches!(running.append(0, user, 1, false), Reply::Stored { .. }));
 /// What says whether the claims hold that are made as a device is opened, as an inbox is looked at, and of a group: all
 /// on that master.
 fn claims_of<'a>(
@@ -427,28 +427,36 @@ fn claims_of<'a>(
     }
 }
 
+#[test]
+fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwards() {
+    let mut redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
+    let running = Running::start(&redis, limits(), Some(StoreSync::Replica));
+    let user = 70;
+    let master = redis.master_of_slot(redis.slot_of(&format!("tl:inbox:{{{user}}}")));
+    assert!(matches!(running.append(0, user, 1, false), Reply::Stored { .. }));
     // Its replica does not acknowledge: what is written is on one machine.
     let replica = (0..redis_cluster::SERVERS).find(|&server| {
         let role = redis.ask(server, &["ROLE"]).unwrap_or_default();
         role.starts_with("slave") && role.contains(&redis.port(master).to_string())
     });
     let replica = replica.expect("the master has a replica");
+    let claims_hold = claims_of(&running, &redis, user, master);
+    assert_eq!(claims_hold(), [true; 3]);
     redis.pause(replica);
+    // A claim that is made again in the same view, and was answered before, says what holds now.
+    assert_eq!((claims_hold(), claims_hold()), ([false; 3], [false; 3]));
     assert_eq!(running.append(0, user, 2, false), Reply::Refused(Refusal::Unavailable));
     assert!(!running.stats().is_available() && running.stats().trouble().is_some());
     let other = (100..).find(|user| redis.master_of_slot(redis.slot_of(&format!("tl:inbox:{{{user}}}"))) != master);
     let other = other.expect("some user is elsewhere");
     assert!(matches!(running.append(0, other, 3, false), Reply::Stored { .. }), "another master is well");
     redis.resume(replica);
-    let claims_hold = claims_of(&running, &redis, user, master);
-    assert_eq!(claims_hold(), [true; 3]);
     redis.wait_ok();
-    // A claim that is made again in the same view, and was answered before, says what holds now.
-    assert_eq!((claims_hold(), claims_hold()), ([false; 3], [false; 3]));
     redis.wait_replicated();
     wait_until("the store is well again", || running.stats().is_available());
     assert!(matches!(running.append(0, user, 2, true), Reply::Stored { duplicate: true, .. }));
     assert_eq!(running.read(user), [1, 2]);
+    assert_eq!(claims_hold(), [true; 3]);
 
     // A failover: nothing that was confirmed is lost.
     let slot = redis.slot_of(&format!("tl:inbox:{{{user}}}"));
@@ -456,7 +464,6 @@ fn claims_of<'a>(
     wait_until("a replica is promoted", || redis.master_of_slot_after(master, slot));
     assert!(matches!(running.append(0, other, 4, false), Reply::Stored { .. } | Reply::Refused(_)));
     wait_until("what is stored can be read", || {
-    assert_eq!(claims_hold(), [true; 3]);
         let read = Request::Read {
             user,
             device: 0,
