@@ -1,8 +1,8 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-runtimes test-webhook-outage test-hung-backends test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz package
-.PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-micro clean
+.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-runtimes test-webhook-outage test-hung-backends test-tls-scanners test-cert-swap test-power-cut test-slow-disk lint docs fmt fuzz package
+.PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-recovery bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,10 @@ test-power-cut: setup ## Power cuts below a gateway with --data-dir: what was an
 	scripts/test-power-cut.py target/quick/gateway $(if $(CUTS),--cuts $(CUTS)) $(if $(MESSAGES),--messages $(MESSAGES)) \
 		$(if $(SEED),--seed $(SEED))
 
+test-slow-disk: setup ## A disk that stalls for 5 s, is broken, full and read-only below a gateway with --data-dir (SECS=; root, two minutes)
+	$(CARGO) build --profile quick --locked --bin gateway
+	scripts/test-slow-disk.py target/quick/gateway $(if $(SECS),--secs $(SECS))
+
 style: setup # Formatting and documents
 	$(CARGO) fmt --all --check
 	scripts/check-lines.py
@@ -149,6 +153,10 @@ bench-vs: ## Floor, gateway and every other server that is installed, side by si
 bench-store: ## Messages for users who are not there: kept beside JetStream and Redis, read back, and after a storm (some minutes)
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench.sh benches/results store
+
+bench-recovery: ## Time from the start of a gateway that was killed with a GiB of messages in its folder until it serves (BYTES=; a minute)
+	$(CARGO) build --release --locked --bin gateway
+	scripts/bench-recovery.py target/release/gateway $(if $(BYTES),--bytes $(BYTES))
 
 bench-micro: ## Micro-benchmarks: decode, encode, routing, timer wheel
 	$(CARGO) bench --workspace --locked

@@ -10,6 +10,10 @@ them. Then FOLDER is written anew. The seed decides only what file systems and d
 
 LIE is which fsync is answered without doing anything: that of `files`, of `folders`, or of `all`.
 
+Without a cut it can be a disk in trouble, too: `slow S` lets each fsync take S seconds from now on, in which all else
+goes on; `fail NAME` lets all that writes fail with EIO, ENOSPC or EROFS, and what is read is there; `well` ends both.
+Syncs that have begun take their time all the same.
+
 Lines on standard input: `arm N KINDS` cuts the power N changes from now, counting those of KINDS alone (names of
 operations with commas between them, or `any`); `now` cuts it at once; `killed` says that whoever used it is dead, and
 lets it end. Lines on standard output: `mounted`; `cut` with the operation at which it was, when nothing is answered any
@@ -215,6 +219,10 @@ class Server:
         self.cut_at = None
         self.done = collections.Counter()
         self.killed = False
+        # How long a sync takes, and what writing fails with; answers that are held back, each with when it is due.
+        self.slow_s = 0.0
+        self.failure = None
+        self.late = []
 
     def number(self, node):
         if id(node) not in self.numbers:
@@ -360,11 +368,31 @@ class Server:
             if kind.startswith("fsync") or self.dice.random() < 0.5:
                 return None
         try:
+            if self.failure and kind in FAILS[self.failure]:
+                raise Refused(self.failure)
             body = operation(self, self.nodes.get(number), request[40:])
             code = 0
         except Refused as refused:
             body, code = b"", -refused.args[0]
-        return None if cut else struct.pack("<IiQ", 16 + len(body), code, unique) + body
+        if cut:
+            return None
+        answer = struct.pack("<IiQ", 16 + len(body), code, unique) + body
+        if self.slow_s and kind.startswith("fsync"):
+            self.late.append((time.monotonic() + self.slow_s, answer))
+            return None
+        return answer
+
+    def take_due(self):
+        """Answers that were held back long enough."""
+        now = time.monotonic()
+        due = [answer for at, answer in self.late if at <= now]
+        self.late = [(at, answer) for at, answer in self.late if at > now]
+        return due
+
+    def wait_ms(self):
+        """Until the next of them is due; None if there is none."""
+        soonest = min((at for at, _ in self.late), default=None)
+        return None if soonest is None else max(0, (soonest - time.monotonic()) * 1000 + 1)
 
 
 def name_of(rest):
@@ -396,6 +424,12 @@ OPERATIONS = {
     45: ("rename", Server.rename2),
 }
 CHANGES = {"setattr", "mkdir", "unlink", "rmdir", "rename", "write", "fsync", "fsyncdir", "create"}
+# What fails on a disk that is broken, full, or read-only.
+FAILS = {
+    errno.EIO: CHANGES,
+    errno.ENOSPC: {"write", "mkdir", "create"},
+    errno.EROFS: CHANGES - {"fsync", "fsyncdir"},
+}
 
 
 def mount(place):
@@ -432,7 +466,9 @@ def serve(server, kernel, orders):
     poll.register(0, select.POLLIN)
     buffer = bytearray(WRITE_BYTES_MAX + 2 * PAGE_BYTES)
     while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        ready = {descriptor for descriptor, _ in poll.poll(server.wait_ms())}
+        for answer in server.take_due():
+            reply(kernel, answer)
         if 0 in ready:
             for word, *rest in orders.read():
                 if word == "arm":
@@ -441,6 +477,12 @@ def serve(server, kernel, orders):
                     server.cut_at = "order"
                 elif word == "killed":
                     server.killed = True
+                elif word == "slow":
+                    server.slow_s = float(rest[0])
+                elif word == "fail":
+                    server.failure = getattr(errno, rest[0])
+                elif word == "well":
+                    server.slow_s, server.failure = 0.0, None
         if server.cut_at:
             return True
         if kernel not in ready:
@@ -458,12 +500,16 @@ def serve(server, kernel, orders):
         if server.cut_at:
             return True
         if answer:
-            try:
-                os.write(kernel, answer)
-            except OSError as error:
-                # Nobody waits for it any more.
-                if error.errno != errno.ENOENT:
-                    raise
+            reply(kernel, answer)
+
+
+def reply(kernel, answer):
+    try:
+        os.write(kernel, answer)
+    except OSError as error:
+        # Nobody waits for it any more.
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def main():

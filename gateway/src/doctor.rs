@@ -8,6 +8,7 @@ mod facts;
 mod predict;
 mod profile;
 mod redis;
+mod redis_store;
 mod report;
 #[cfg(test)]
 mod sample;
@@ -18,6 +19,7 @@ pub use facts::Facts;
 pub use predict::{Prediction, Term, predict};
 pub use profile::{BadLine, Difference, Profile, Rule, Setting, Standing, compare, parse};
 pub use redis::check_redis;
+pub use redis_store::check_redis_store;
 
 use crate::budget::Budget;
 use crate::config::{Config, Host};

@@ -258,6 +258,9 @@ fn doctor(asked: &Doctor) -> Result<(), Failure> {
     let cluster = if asked.root.is_system() { asked.config.load_cluster()? } else { None };
     if let Some(cluster) = cluster {
         report.add(doctor::check_redis(&cluster.redis));
+        if let Some(StorePlace::Redis(sync)) = asked.config.store.as_ref().map(|store| &store.place) {
+            report.add(doctor::check_redis_store(&cluster.redis, *sync));
+        }
     }
     print_as(asked.json, &report)?;
     if let Some(outcome) = &report.applied {

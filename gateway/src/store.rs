@@ -325,6 +325,18 @@ impl StoreWatch {
                 of(&self.stats.cursors_dropped),
             ),
             (
+                "trunkline_store_marks_dropped_total",
+                StatType::Counter,
+                "Read marks not noted because Redis had not taken them for long; what they are for counts as unread.",
+                of(&self.stats.marks_dropped),
+            ),
+            (
+                "trunkline_store_logouts_dropped_total",
+                StatType::Counter,
+                "LOGOUTs not noted because Redis had not taken them for long; other nodes do not know of them.",
+                of(&self.stats.log_outs_dropped),
+            ),
+            (
                 "trunkline_store_cursors_stale_total",
                 StatType::Counter,
                 "Positions and signs of life ignored because their device is forgotten, or its number another one's.",

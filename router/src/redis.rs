@@ -42,7 +42,7 @@ pub mod write_behind;
 pub use batches::{Batches, Call, Outcome, Program, StoreSync, Value};
 pub use config::{RedisConfig, RedisUrl, UrlError, without_login};
 pub use error::{AccountError, AcquireError, PlaneError};
-pub use master::Master;
+pub use master::{Master, MasterSettings};
 pub use metrics::{Metrics, MetricsSnapshot};
 pub use patience::Patience;
 pub use plane::{ACCOUNT_IDS, NAMES_MAX, Plane};

@@ -586,6 +586,11 @@ impl Inboxes {
     }
 
     fn uncount(&mut self, message: &Unacked) {
+        #[cfg(test)]
+        if message.id.is_multiple_of(5) && crate::simulation::planted(crate::simulation::Bug::BudgetLeaked) {
+            self.messages -= usize::from(!message.told);
+            return;
+        }
         self.bytes -= message.bytes();
         self.messages -= usize::from(!message.told);
     }

@@ -1,7 +1,8 @@
 -- Requests about one group, in their order. Nobody sees them half done, and a stale home does not get in between.
 --
 -- KEYS[1]  hash: s (settings: join rule, members at most, muted, time to live; none: there is no such group), last and
---          floor (stamps), b (last when the group was made), e (view of the home)
+--          floor (stamps), b (last when the group was made), e (view of the home), u (up to there positions may have
+--          been given to what is not in the log: messages that are not stored)
 -- KEYS[2]  stream: the messages. An id is a stamp; m: sender and id, 8 bytes each, flags, payload
 -- KEYS[3]  hash: members. User -> role, notify, muted until, read up to
 -- KEYS[4]  sorted set: the members by their ids, for pages
@@ -45,6 +46,7 @@ local function above(a, b)
   local bms, bseq = parts(b)
   return ams > bms or (ams == bms and aseq > bseq)
 end
+local function highest(a, b) if above(b, a) then return b end return a end
 local function after(of)
   local ms, seq = parts(of)
   if seq + 1 >= COUNTER then return stamp(ms + 1, 0) end
@@ -88,15 +90,16 @@ local function tidy()
   if old then expired = expired + truncate(old[1]) end
 end
 
--- Whether a home of that view may write: none of an earlier one does from then on. View 0 is nobody's.
-local function claim(view)
+-- Whether a home of that view may write: none of an earlier one does from then on. View 0 is nobody's. `again`: it is
+-- written once more, so that replicas are asked for it: those of the one before may not have had it.
+local function claim(view, again)
   if view == 0 then
     -- A look whether writing works.
     if settings then set('last', meta.last) end
     return true
   end
   if view < tonumber(meta.e or '0') then return false end
-  if view > tonumber(meta.e or '0') then
+  if again or view > tonumber(meta.e or '0') then
     set('e', text(view))
     if not settings then
       set('last', meta.last)
@@ -114,6 +117,7 @@ end
 
 local function begin(words)
   if not settings then set('b', meta.last) end
+  if not meta.u then set('u', meta.last) end
   set('s', words)
   set('last', meta.last)
   read_settings()
@@ -180,6 +184,8 @@ local function append(view, proposed, retry, user, message)
       if upto then dropped = dropped + truncate(upto) end
     end
   end
+  -- What homes of an earlier version have passed on lies before this.
+  if not meta.u then set('u', stamp(now, 0)) end
   -- Else one wrong clock would push the log to the end of all stamps.
   local latest = stamp(now + AHEAD_MS, 0)
   if above(proposed, latest) then proposed = latest end
@@ -188,6 +194,16 @@ local function append(view, proposed, retry, user, message)
   redis.call('XADD', S, id, 'm', message)
   set('last', id)
   return { 'stored', id, 0, redis.call('HLEN', M) }
+end
+
+-- A message that is not stored. No replica is asked for what is noted of it: whoever has got it and knows better than a
+-- replica that took over is told of a gap that is none.
+local function admit(user, proposed)
+  local denial = why_not(user)
+  if denial then return { 'denied', denial } end
+  local upto = after(highest(meta.last, meta.u or '0-0'))
+  if settings then redis.call('HSET', G, 'u', highest(proposed, upto)) end
+  return { 'admitted', redis.call('HLEN', M) }
 end
 
 local function join(view, user, words, added, create)
@@ -239,7 +255,8 @@ local function delete(view)
   return { 'deleted', 1, members }
 end
 
-local function read(user, from, limit, payload_max)
+-- `seen`: up to there whoever asks has what there was. Redis has lost something of that if it was ever in the log.
+local function read(user, from, limit, payload_max, seen)
   if not settings then return { 'denied', user == '' and 'no_group' or 'not_a_member' } end
   if user ~= '' and not member(user) then return { 'denied', 'not_a_member' } end
   tidy()
@@ -257,7 +274,8 @@ local function read(user, from, limit, payload_max)
     if complete == 0 or #entries < STEP then break end
     lower = '(' .. entries[#entries][1]
   end
-  local truncated = above(meta.floor, from) and 1 or 0
+  local is_lost = meta.u and above(seen, highest(meta.last, meta.u))
+  local truncated = (is_lost or above(meta.floor, from)) and 1 or 0
   return { 'page', settings.ttl, meta.floor, meta.last, complete, truncated, records }
 end
 
@@ -295,8 +313,8 @@ while at <= #ARGV do
       if above(upto, meta.last) then set('last', upto) end
     end
   elseif what == 'admit' then
-    local denial = why_not(word())
-    answer = denial and { 'denied', denial } or { 'admitted', redis.call('HLEN', M) }
+    local user = word()
+    answer = admit(user, word())
   elseif what == 'join' then
     local view, user, words, added = tonumber(word()), word(), word(), word() == '1'
     answer = join(view, user, words, added, word() == '1')
@@ -326,7 +344,7 @@ while at <= #ARGV do
   elseif what == 'get' then
     answer = settings and info('info', 0) or { 'denied', 'no_group' }
   elseif what == 'claim' then
-    answer = claim(tonumber(word())) and { 'claimed', last() } or { 'stale' }
+    answer = claim(tonumber(word()), true) and { 'claimed', last() } or { 'stale' }
   elseif what == 'members' then
     local from, limit = word(), tonumber(word())
     if settings then
@@ -345,8 +363,8 @@ while at <= #ARGV do
       answer = { 'denied', 'no_group' }
     end
   elseif what == 'read' then
-    local user, from, limit = word(), word(), tonumber(word())
-    answer = read(user, from, limit, tonumber(word()))
+    local user, from, limit, bytes = word(), word(), tonumber(word()), tonumber(word())
+    answer = read(user, from, limit, bytes, word())
   elseif what == 'mark' then
     local user = word()
     mark(user, word())

@@ -68,7 +68,7 @@ pub(crate) fn put(args: &mut Vec<Value>, ask: &GroupAsk, view: u64, limits: &Lim
             args.extend(["append".into(), view(), id(record.stamp).into(), retry.into(), digits(record.from)]);
             args.push(message(record)[..].into());
         }
-        GroupAsk::Admit { from } => args.extend(["admit".into(), digits(*from)]),
+        GroupAsk::Admit { from, stamp } => args.extend(["admit".into(), digits(*from), id(*stamp).into()]),
         GroupAsk::Join { user, member, added, create } => {
             let words = format!("{} {} {}", role_number(member.role), u8::from(member.notify), member.muted_until_s);
             args.extend(["join".into(), view(), digits(*user), words.into(), bit(*added), bit(*create)]);
@@ -95,10 +95,12 @@ pub(crate) fn put(args: &mut Vec<Value>, ask: &GroupAsk, view: u64, limits: &Lim
             args.extend(["members".into(), digits(*after), number(limit)]);
         }
         GroupAsk::Read { user, after, since_ms, limit, bytes_max } => {
-            let after = (*after).max(stamp_at(*since_ms).saturating_sub(1));
+            let from = (*after).max(stamp_at(*since_ms).saturating_sub(1));
             let user = user.map_or("".into(), digits);
             let limit = (*limit).clamp(1, limits.page_max.max(1_000));
-            args.extend(["read".into(), user, id(after).into(), number(limit), number(*bytes_max)]);
+            args.extend(["read".into(), user, id(from).into(), number(limit), number(*bytes_max)]);
+            // Up to where whoever asks has something. A time says nothing of that.
+            args.push(id(*after).into());
         }
         GroupAsk::Mark { user, stamp } => args.extend(["mark".into(), digits(*user), id(*stamp).into()]),
         GroupAsk::Reads { stamp } => args.extend(["reads".into(), id(*stamp).into()]),

@@ -5,7 +5,7 @@
 --          s  how many messages came before it, and their bytes: so an inbox is counted without being read
 -- KEYS[2]  hash: floor, last (stamps), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
 --          device), d:<name> (number, epoch, cursor, when it was seen), o:<name> (its epoch before its last LOGOUT, and
---          the one since)
+--          the one since), l:<name> (number of that LOGOUT)
 -- ARGV     now, messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
 --          which a device is forgotten, devices, window of retries, time after which the keys end; then the requests
 --
@@ -115,8 +115,10 @@ local function keep(device)
 end
 local function forget(at)
   local device = table.remove(all_devices(), at)
-  meta['d:' .. device.name], meta['o:' .. device.name] = nil, nil
-  redis.call('HDEL', M, 'd:' .. device.name, 'o:' .. device.name)
+  for _, kind in ipairs({ 'd:', 'o:', 'l:' }) do
+    meta[kind .. device.name] = nil
+    redis.call('HDEL', M, kind .. device.name)
+  end
   wrote = 1
 end
 local function named(name)
@@ -160,15 +162,16 @@ local function tidy()
   if least then acknowledged = acknowledged + truncate(least) end
 end
 
--- Whether a home of that view may write: none of an earlier one does from then on.
-local function claim(view)
+-- Whether a home of that view may write: none of an earlier one does from then on. `again`: it is written once more,
+-- so that replicas are asked for it: those of the one before may not have had it.
+local function claim(view, again)
   if view == 0 then
     -- Nobody's: a look whether writing works.
     set('last', meta.last)
     return true
   end
   if view < tonumber(meta.e or '0') then return false end
-  if view > tonumber(meta.e or '0') then set('e', text(view)) end
+  if again or view > tonumber(meta.e or '0') then set('e', text(view)) end
   return true
 end
 
@@ -244,7 +247,7 @@ local function append(view, proposed, retry, message)
 end
 
 local function open(name, ephemeral, view)
-  if view then claim(view) end
+  if view then claim(view, true) end
   tidy()
   local all = all_devices()
   local device = named(name)
@@ -340,13 +343,17 @@ while at <= #ARGV do
     cursor(number, epoch, word())
     tidy()
   elseif what == 'claim' then
-    claim(tonumber(word()))
+    claim(tonumber(word()), true)
   elseif what == 'logout' then
-    local device = named(word())
-    if device then
+    local device, number = named(word()), word()
+    if device and meta['l:' .. device.name] == number then
+      -- Asked once more because its answer was lost: written, so that replicas are asked for it.
+      set('l:' .. device.name, number)
+    elseif device then
       local before = device.epoch
       device.epoch = next_epoch()
       set('o:' .. device.name, before .. ' ' .. device.epoch)
+      set('l:' .. device.name, number)
       keep(device)
     end
   elseif what == 'devices' then
@@ -367,7 +374,7 @@ while at <= #ARGV do
     answer = { 'done' }
   elseif what == 'inspect' then
     local view = tonumber(word())
-    if view then claim(view) end
+    if view then claim(view, true) end
     tidy()
     local messages, bytes = holds()
     answer = { 'inspected', messages, bytes, meta.floor, meta.last, #all_devices() }

@@ -10,6 +10,7 @@
 //! | `of_user.lua` | the list of a user's groups |
 //! | `journey` | joins, leaves and the groups of a user, which are in two hash slots |
 //! | `lanes` | what waits for each server, in batches by user |
+//! | `owed` | what has no answer, and is kept until Redis has it |
 //! | `work` | the thread: mail, batches under way, what is tried again |
 //! | `tools`, `group_tools` | an operator's export and import |
 //!
@@ -25,6 +26,7 @@ mod group;
 mod group_tools;
 mod journey;
 mod lanes;
+mod owed;
 mod script;
 mod tools;
 mod work;

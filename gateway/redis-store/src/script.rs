@@ -106,7 +106,9 @@ pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &
             args.extend(["cursor".into(), device.to_string().into(), device_epoch.to_string().into(), "0-0".into()]);
         }
         Request::Claim { .. } => args.extend(["claim".into(), claim(true)]),
-        Request::LogOut { device, .. } => args.extend(["logout".into(), device_name(device).into()]),
+        Request::LogOut { device, number, .. } => {
+            args.extend(["logout".into(), device_name(device).into(), number.to_string().into()]);
+        }
         Request::Devices { .. } => args.push("devices".into()),
         Request::Forget { device, .. } => args.extend(["forget".into(), device.to_string().into()]),
         Request::Delete { .. } => args.push("delete".into()),
@@ -171,6 +173,7 @@ fn reply(answer: Value, store_epoch: u64) -> Option<Option<Reply>> {
             last: position(next()?)?,
             pending: next()?.as_u64()?,
             devices: u32::try_from(next()?.as_u64()?).ok()?,
+            unsure_claim: false,
         }),
         "page" => {
             let (floor, last) = (position(next()?)?, position(next()?)?);

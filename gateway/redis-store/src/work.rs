@@ -3,6 +3,7 @@
 
 use crate::journey::Road;
 use crate::lanes::{Batch, Lanes, Server, Subject, Waiting};
+use crate::owed::Owed;
 use crate::{Settings, group, script};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -10,16 +11,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
-use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, StoreSync, Value};
-use trunkline_store::{Answer, GroupAsk, GroupReply, Refusal, Reply, Request, Source, Stats, StoreMail};
+use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, Program, StoreSync, Value};
+use trunkline_store::{Answer, GroupAsk, GroupReply, Opened, Refusal, Reply, Request, Source, Stats, StoreMail};
 
 /// Requests and bytes taken out of the mailbox at a time.
 const TAKE_REQUESTS_MAX: usize = 8_192;
 const TAKE_BYTES_MAX: usize = 4 << 20;
 /// Bytes that may wait for servers; beyond it the mailbox fills, which tells senders.
 const WAITING_BYTES_MAX: usize = 24 << 20;
-/// Positions of devices that are kept for when Redis is back.
-const OWED_MAX: usize = 65_536;
 /// Joins, leaves and questions for the groups of a user that are under way or wait; further ones are refused.
 const JOURNEYS_MAX: usize = 16_384;
 /// How often a server that failed is tried, and what is owed to it is sent.
@@ -73,8 +72,8 @@ pub(crate) struct Work {
     journeys_waiting: usize,
     /// Servers that failed last, with one of their users, and what they said.
     failing: HashMap<Server, (Subject, String)>,
-    /// Positions of devices that Redis has not got, by user, number and epoch of the device.
-    owed: BTreeMap<(u64, u16, u32), u64>,
+    /// What nobody is answered for, and Redis has not got.
+    owed: Owed,
     next_probe: Instant,
     wake: Arc<Notify>,
 }
@@ -102,7 +101,7 @@ impl Work {
             journeys: HashMap::new(),
             journeys_waiting: 0,
             failing: HashMap::new(),
-            owed: BTreeMap::new(),
+            owed: Owed::default(),
             next_probe: Instant::now() + PROBE,
             wake: Arc::new(Notify::new()),
         }
@@ -113,6 +112,7 @@ impl Work {
         self.mail.set_reader(move || wake.notify_one());
         self.connect().await;
         let mut taken: Vec<(Source, Request)> = Vec::new();
+        let mut is_last_try = false;
         loop {
             if self.lanes.bytes() < WAITING_BYTES_MAX {
                 self.mail.take(&mut taken, TAKE_REQUESTS_MAX, TAKE_BYTES_MAX);
@@ -135,12 +135,19 @@ impl Work {
             let rests = self.running.is_empty() && self.travelling.is_empty() && self.lanes.is_empty();
             if self.mail.is_closed() && !took && rests {
                 if self.mail.is_drained() {
-                    break;
+                    if self.owed.len() == 0 || std::mem::replace(&mut is_last_try, true) {
+                        break;
+                    }
+                    self.probe();
+                    continue;
                 }
                 // A sender is between counting its request and sending it.
                 tokio::task::yield_now().await;
             }
             self.rest().await;
+        }
+        if self.owed.len() > 0 {
+            tracing::warn!("{} positions, read marks and LOGOUTs are lost: Redis has not got them", self.owed.len());
         }
         self.stats.available.store(false, Ordering::Relaxed);
         self.batches.close();
@@ -221,7 +228,7 @@ impl Work {
     fn turn_down(&mut self, source: Source, request: Request) {
         match request {
             Request::View { epoch } => drop(self.views.insert(source, epoch)),
-            Request::Cursor { user, device, device_epoch, stamp } => self.owe((user, device, device_epoch), stamp),
+            request if self.owed.keep(&request, &self.stats) => {}
             request => {
                 let token = request.token();
                 self.refuse(source, token, Refusal::Unavailable);
@@ -234,14 +241,6 @@ impl Work {
         if let Some(token) = token {
             (self.answers)(source, vec![Answer { token, reply: Reply::Refused(refusal) }]);
         }
-    }
-
-    fn owe(&mut self, device: (u64, u16, u32), stamp: u64) {
-        if self.owed.len() >= OWED_MAX && !self.owed.contains_key(&device) {
-            return Stats::add(&self.stats.cursors_dropped, 1);
-        }
-        let owed = self.owed.entry(device).or_default();
-        *owed = (*owed).max(stamp);
     }
 
     fn server_of(&self, subject: Subject) -> Server {
@@ -325,6 +324,13 @@ impl Work {
             }
             request => request,
         };
+        if let Request::Open { user, device, .. } = &request
+            && let Some(request) = self.owed.take_log_out(*user, device)
+        {
+            let server = self.server_of(Subject::of(&request));
+            // It is no message, and always finds room.
+            let _ = self.lanes.put(server, Waiting { source: Source::MAX, view: 0, request });
+        }
         let server = self.server_of(Subject::of(&request));
         if let Err(back) = self.lanes.put(server, Waiting { source, view, request }) {
             self.refuse(source, back.request.token(), Refusal::Unavailable);
@@ -439,10 +445,8 @@ impl Work {
         let mut replies = answered.map(|answered| answered.replies).unwrap_or_default().into_iter();
         for Waiting { source, request, .. } in requests {
             let reply = replies.next().flatten();
-            if let Request::Cursor { user, device, device_epoch, stamp } = request
-                && why.is_some()
-            {
-                self.owe((user, device, device_epoch), stamp);
+            if why.is_some() {
+                self.owed.keep(&request, &self.stats);
             }
             let Some(token) = request.token() else { continue };
             let reply = self.judged(&request, reply, confirmed, refusal);
@@ -466,7 +470,13 @@ impl Work {
     /// What a request comes to, and its count.
     fn judged(&self, request: &Request, reply: Option<Reply>, confirmed: bool, refusal: Refusal) -> Reply {
         let stats = &self.stats;
+        let claims = matches!(request, Request::Open { claims: true, .. } | Request::Inspect { claims: true, .. });
         let reply = match reply {
+            // Another home may add to the log unseen until the claim holds: nobody knows where the log ends.
+            Some(Reply::Inspected(_)) if claims && !confirmed => Reply::Refused(refusal),
+            Some(Reply::Opened(opened)) if opened.known && claims => {
+                Reply::Opened(Opened { unsure_claim: !confirmed, ..opened })
+            }
             // What was only looked at needs no replica.
             Some(reply @ (Reply::Page(_) | Reply::Devices(_) | Reply::Inspected(_) | Reply::Refused(_))) => reply,
             Some(Reply::Opened(opened)) if opened.known => Reply::Opened(opened),
@@ -493,7 +503,7 @@ impl Work {
         self.stats.set_trouble(trouble);
     }
 
-    /// Tries the servers that failed with something small, and sends the positions that are owed.
+    /// Tries the servers that failed with something small, and asks again for what is owed.
     fn probe(&mut self) {
         self.next_probe = Instant::now() + PROBE;
         let failing: Vec<(Server, Subject)> =
@@ -508,9 +518,8 @@ impl Work {
             // It is no message, and always finds room.
             let _ = self.lanes.put(self.server_of(*subject), waiting);
         }
-        for ((user, device, device_epoch), stamp) in std::mem::take(&mut self.owed) {
-            let request = Request::Cursor { user, device, device_epoch, stamp };
-            let server = self.server_of(Subject::User(user));
+        for request in self.owed.take() {
+            let server = self.server_of(Subject::of(&request));
             let _ = self.lanes.put(server, Waiting { source: Source::MAX, view: 0, request });
         }
         self.launch();
@@ -608,7 +617,8 @@ mod tests {
         runtime.block_on(async {
             let (mut work, answers) = work();
             let device = Request::Cursor { user: 7, device: 1, device_epoch: 9, stamp: 5 };
-            for request in [append(1), device, append(2)] {
+            let log_out = Request::LogOut { user: 7, device: "p".into(), number: 6 };
+            for request in [append(1), device.clone(), log_out.clone(), append(2)] {
                 work.accept(3, request);
             }
             let batch = work.lanes.take(&None);
@@ -619,7 +629,7 @@ mod tests {
             work.finish(done);
             let told = |token| Answer { token, reply: REFUSED };
             assert_eq!(answers.try_recv(), Ok((3, vec![told(1), told(2)])));
-            assert_eq!(work.owed, BTreeMap::from([((7, 1, 9), 5)]), "it is told when Redis is back");
+            assert_eq!(work.owed.take(), [log_out, device], "they are told when Redis is back");
             assert!(work.lanes.is_idle(&None), "the server has its next batch");
 
             // The same if there are fewer answers than calls.
@@ -631,6 +641,24 @@ mod tests {
             work.finish(done);
             assert_eq!(answers.try_recv(), Ok((3, vec![told(3)])));
             assert!(answers.try_recv().is_err() && work.under_way.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_logout_that_redis_has_not_got_comes_before_the_next_login_of_the_device() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut work, _answers) = work();
+            let log_out = Request::LogOut { user: 7, device: "p".into(), number: 6 };
+            work.turn_down(3, log_out.clone());
+            let open = |token| Request::Open { user: 7, device: "p".into(), ephemeral: false, claims: false, token };
+            for token in [1, 2] {
+                work.accept(3, open(token));
+            }
+            let batch = work.lanes.take(&None);
+            let asked: Vec<&Request> = batch[0].1.iter().map(|waiting| &waiting.request).collect();
+            assert_eq!(asked, [&log_out, &open(1), &open(2)]);
+            assert_eq!(work.owed.len(), 0);
         });
     }
 

@@ -85,6 +85,10 @@ pub enum GroupAsk {
     Admit {
         /// The member.
         from: u64,
+        /// The position that the message is to have. It gets this one, or the one behind all that the log and earlier
+        /// ones of this kind have; so a store that may lose what it has written knows which positions were never in
+        /// the log. Others ignore it.
+        stamp: u64,
     },
     /// A user becomes a member; without effect if it is one. Answered [`GroupReply::Joined`] or
     /// [`GroupReply::Denied`].

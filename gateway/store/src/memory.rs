@@ -296,7 +296,7 @@ impl Memory {
                 self.cursor(user, (device, device_epoch), 0);
                 return None;
             }
-            Request::LogOut { user, device } => {
+            Request::LogOut { user, device, .. } => {
                 let now_ms = (self.clock)();
                 if let Some(found) = self.users.get_mut(&user) {
                     found.state.log_out(&device, now_ms, &mut self.epochs);

@@ -35,7 +35,8 @@ pub enum Request {
         /// Do not register it.
         ephemeral: bool,
         /// Whoever asks is the home of the user in its view, and its [`Request::Claim`] comes first: where there is an
-        /// answer the claim holds. If a later home has claimed, it is answered all the same.
+        /// answer the claim holds, unless that says [`Opened::unsure_claim`]. If a later home has claimed, it is
+        /// answered all the same.
         claims: bool,
         /// Comes back in the answer.
         token: u64,
@@ -102,6 +103,9 @@ pub enum Request {
         user: u64,
         /// Its name. Unknown ones are ignored.
         device: Box<str>,
+        /// Another one for each LOGOUT of a device, and rising at each node: one that is asked for several times,
+        /// because nobody knew whether it had been done, takes effect once.
+        number: u64,
     },
     /// Whoever asks decides about users from now on as of this view of the cluster; all its requests that follow are
     /// of that view. Only for a store that several nodes share; others ignore it. Not answered.
@@ -138,7 +142,7 @@ pub enum Request {
     Inspect {
         /// Whose.
         user: u64,
-        /// As in [`Request::Open`].
+        /// As in [`Request::Open`], but refused as [`Refusal::Unavailable`] where too few replicas have the claim.
         claims: bool,
         /// Comes back in the answer.
         token: u64,
@@ -308,6 +312,9 @@ pub struct Opened {
     pub pending: u64,
     /// Registered devices of the user, this one among them if it is.
     pub devices: u32,
+    /// It was asked with `claims`, and too few replicas have that claim, which may be lost with its master. Whoever
+    /// asked claims again, and knows the end of the log when that is answered.
+    pub unsure_claim: bool,
 }
 
 /// A registered device.

@@ -35,6 +35,10 @@ pub struct Stats {
     pub devices_forgotten: AtomicU64,
     /// Cursors and signs of life dropped because no table could be written for long.
     pub cursors_dropped: AtomicU64,
+    /// Read marks dropped because Redis had not got them for long.
+    pub marks_dropped: AtomicU64,
+    /// LOGOUTs dropped because Redis had not got them for long.
+    pub log_outs_dropped: AtomicU64,
     /// Cursors and signs of life ignored because their device is not registered, or its number is another one's by now.
     pub cursors_stale: AtomicU64,
     /// Batches made durable.

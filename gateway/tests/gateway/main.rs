@@ -60,6 +60,7 @@ mod services_tls;
 mod shortage;
 mod shutdown;
 mod soak_kill;
+mod store_copies;
 mod storm;
 mod support;
 mod tls;

@@ -1,5 +1,7 @@
 //! What a master says about itself, and what of that puts presence at risk.
 
+use std::collections::BTreeMap;
+
 /// A master of the cluster, as its INFO tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Master {
@@ -11,6 +13,15 @@ pub struct Master {
     pub maxmemory: u64,
     /// Replicas that follow it now; `None` if it does not tell.
     pub replicas: Option<u64>,
+}
+
+/// How a master of the cluster is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MasterSettings {
+    /// `host:port`.
+    pub address: String,
+    /// Values by their names; none of those that it does not have, or does not let be read.
+    pub settings: BTreeMap<String, String>,
 }
 
 impl Master {

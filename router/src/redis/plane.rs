@@ -3,7 +3,7 @@
 use super::config::RedisConfig;
 use super::entry::{self, Stored, padded};
 use super::error::{AccountError, AcquireError, PlaneError};
-use super::master::Master;
+use super::master::{Master, MasterSettings};
 use super::metrics::{Metrics, add};
 use super::script::{Script, Scripts};
 use super::{PresenceEntry, PresenceWrite, Renewal, WriteOutcome};
@@ -14,6 +14,7 @@ use fred::types::Value;
 use fred::types::config::Server;
 use futures_util::future::join_all;
 use rand::RngExt as _;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -383,6 +384,30 @@ impl Plane {
             masters.push(Master::read(hosts_text(&[address]), &info));
         }
         Ok(masters)
+    }
+
+    /// How the masters are set up, as far as they let that be read.
+    ///
+    /// # Errors
+    /// If one of them did not answer.
+    pub async fn settings_of_masters(&self, names: &[&str]) -> Result<Vec<MasterSettings>, PlaneError> {
+        let mut masters: BTreeMap<(String, u16), BTreeMap<String, String>> = BTreeMap::new();
+        for name in names {
+            for (address, answer) in self.cluster.ask_masters("CONFIG", vec!["GET".into(), (*name).into()]).await {
+                let settings = masters.entry(address).or_default();
+                let value = match answer {
+                    Ok(Value::Array(pair)) => pair.get(1).and_then(Value::as_string),
+                    Ok(Value::Map(map)) => map.iter().next().and_then(|(_, value)| value.as_string()),
+                    Ok(_) => None,
+                    // Not everybody may read the configuration.
+                    Err(PlaneError::Redis { .. }) => None,
+                    Err(error) => return Err(error),
+                };
+                settings.extend(value.map(|value| ((*name).to_owned(), value)));
+            }
+        }
+        let settings = |(address, settings)| MasterSettings { address: hosts_text(&[address]), settings };
+        Ok(masters.into_iter().map(settings).collect())
     }
 
     /// Makes a user with a name that nobody has, and returns the user's id.

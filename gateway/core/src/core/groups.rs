@@ -465,7 +465,7 @@ impl Shard {
     ) -> Result<(), Box<Sending>> {
         let Sending { group, from, id, stamp, .. } = *sending;
         let ask = match no_store {
-            true => GroupAsk::Admit { from },
+            true => GroupAsk::Admit { from, stamp },
             false => {
                 let record = Stored { stamp, from, id, flags: 0, payload: sending.payload.clone() };
                 GroupAsk::Append { record, retry }

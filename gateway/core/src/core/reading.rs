@@ -172,16 +172,16 @@ impl Shard {
     /// A session logs out: what it was given to be resumed with is good no more.
     pub(super) fn log_out(&mut self, slot: u32) {
         let user = self.links.slots.at(slot).user;
+        let stamp = self.next_stamp();
         let entry = self.presence.sessions(user).iter().find(|entry| entry.slot == slot);
         let session = entry.map(|entry| entry.session);
         if let (Some(entry), Some(desk)) = (entry, self.desk.as_ref().filter(|desk| desk.shared)) {
-            let request = Request::LogOut { user, device: entry.device().into() };
+            let request = Request::LogOut { user, device: entry.device().into(), number: stamp };
             // Without room the shard's own memory has to do.
             self.links.stats.limit_store_mail.add(u64::from(desk.port.send(request).is_err()));
         }
         let reader = session.and_then(|session| self.desk.as_mut()?.reader(user, session));
         let Some(device) = reader.map(|reader| reader.device).filter(|device| *device != 0) else { return };
-        let stamp = self.next_stamp();
         if let Some(desk) = &mut self.desk {
             desk.logouts.note(user, device, stamp);
         }
@@ -207,6 +207,10 @@ impl Shard {
         if let Some(opened) = &opened {
             desk_of_user.registered = Some(opened.devices);
             desk_of_user.last = desk_of_user.last.max(opened.last);
+            if opened.unsure_claim {
+                desk_of_user.in_doubt = true;
+                desk.retries.note(user, tick + ticks(RETRY_MS));
+            }
         }
         if ephemeral {
             return;
@@ -273,6 +277,10 @@ impl Shard {
         let Some(opened) = opened else { return desk.retries.note(user, retry_tick) };
         desk_of_user.registered = Some(opened.devices);
         desk_of_user.last = desk_of_user.last.max(opened.last);
+        if opened.unsure_claim {
+            desk_of_user.in_doubt = true;
+            desk.retries.note(user, retry_tick);
+        }
         let mut readers = desk_of_user.readers.iter_mut();
         let Some(reader) = readers.find(|reader| reader.slot == conn.slot && reader.device == 0) else { return };
         let session = reader.session;

@@ -178,6 +178,11 @@ impl Shard {
         let Reply::Opened(opened) = reply else { return desk.retries.note(user, retry_tick) };
         desk_of_user.registered = Some(opened.devices);
         desk_of_user.last = desk_of_user.last.max(opened.last);
+        if opened.unsure_claim {
+            // The end of the log is looked at again until the claim holds.
+            desk_of_user.in_doubt = true;
+            desk.retries.note(user, retry_tick);
+        }
         let mut readers = desk_of_user.readers.iter_mut();
         let Some(reader) = readers.find(|reader| reader.session == session && reader.device == 0) else { return };
         let last = if shared { opened.last } else { 0 };

@@ -56,6 +56,8 @@ struct Unkept {
     /// or of a later one. What came between the copies has ACKs of its own.
     number: u32,
     copies: u32,
+    /// It is in the log, and was given because the device asked for a page.
+    paged: bool,
 }
 
 /// One registered device that is online.
@@ -80,6 +82,8 @@ pub(crate) struct Reader {
     /// The latest messages that ask for an ACK and are not kept, in the order in which they were given first. An ACK of
     /// one may be for all before it.
     unkept: VecDeque<Unkept>,
+    /// Up to here pages may have had messages of which it is not remembered any more.
+    pages_forgotten: u64,
     /// The highest position that was given to it, or is not for it.
     given: u64,
     /// The cursor that the store knows, and the one it knew before.
@@ -117,6 +121,7 @@ impl Reader {
             owed: VecDeque::new(),
             numbered: 0,
             unkept: VecDeque::new(),
+            pages_forgotten: 0,
             given: now,
             told: 0,
             told_before: 0,
@@ -236,20 +241,36 @@ impl Reader {
         if again {
             return;
         }
-        if self.unkept.len() >= UNKEPT_MAX {
-            self.unkept.pop_front();
+        self.remember(Unkept { stamp, number: self.numbered, copies: 1, paged: false });
+    }
+
+    /// Remembers when a message was given, in place of the one that was given first.
+    fn remember(&mut self, unkept: Unkept) {
+        if self.unkept.len() >= UNKEPT_MAX
+            && let Some(first) = self.unkept.pop_front().filter(|first| first.paged)
+        {
+            self.pages_forgotten = self.pages_forgotten.max(first.stamp);
         }
-        self.unkept.push_back(Unkept { stamp, number: self.numbered, copies: 1 });
+        self.unkept.push_back(unkept);
     }
 
     /// A message of the log is given to it because it asked for a page. Returns whether that copy is to be
     /// acknowledged. One that it owes already is not: its ACK may be on its way, and would count for what came between
-    /// the copies, which the device may never get.
+    /// the copies, which the device may never get. The same holds for one that may have been on a page before when it
+    /// is forgotten when that was.
     pub(crate) fn gives_page(&mut self, stamp: u64) -> bool {
         if self.find(stamp).is_ok() {
             return false;
         }
-        self.gave_unkept(stamp, false);
+        let known = self.unkept.iter_mut().find(|unkept| unkept.stamp == stamp);
+        if known.is_none() && stamp <= self.pages_forgotten {
+            return false;
+        }
+        self.numbered = self.numbered.wrapping_add(1);
+        match known {
+            Some(unkept) => unkept.copies = unkept.copies.saturating_add(1),
+            None => self.remember(Unkept { stamp, number: self.numbered, copies: 1, paged: true }),
+        }
         true
     }
 
@@ -599,6 +620,25 @@ mod tests {
         reader.gave(2_000);
         reader.gave_unkept(100, true);
         assert!(reader.ack_earlier(100).is_empty(), "when its first copy came is forgotten");
+    }
+
+    #[test]
+    fn a_long_page_that_is_asked_for_twice_has_no_first_copies_the_second_time() {
+        let mut reader = reader(10, 20);
+        let page = 1_000..1_000 + 3 * UNKEPT_MAX as u64;
+        assert!(page.clone().all(|stamp| reader.gives_page(stamp)));
+        reader.gave(5_000);
+        let again: Vec<u64> = page.clone().filter(|stamp| reader.gives_page(*stamp)).collect();
+        assert_eq!(again.len(), UNKEPT_MAX, "those of which it is known when they came");
+        // The ACKs of the first page are on their way while the second one is.
+        assert!(page.clone().all(|stamp| reader.ack_earlier(stamp).is_empty()), "none is for what came between");
+        assert_eq!(stamps(&reader), [5_000]);
+        // What no page has had is a first one, also where pages are asked for in between.
+        assert!(reader.gives_page(page.end + 1));
+        assert_eq!(reader.ack_earlier(page.end + 1), [5_000]);
+        // Messages that are not kept are in no log: that they are forgotten says nothing of pages.
+        (0..1_000).for_each(|stamp| reader.gave_unkept(100_000 + stamp, false));
+        assert!(reader.gives_page(50_000));
     }
 
     #[test]

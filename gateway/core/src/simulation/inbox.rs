@@ -829,6 +829,16 @@ fn a_sender_who_is_told_twice_is_caught() {
 }
 
 #[test]
+fn a_fate_that_is_not_counted_is_caught() {
+    assert!(is_caught(Bug::FateUncounted));
+}
+
+#[test]
+fn memory_that_is_not_given_back_is_caught() {
+    assert!(is_caught(Bug::BudgetLeaked));
+}
+
+#[test]
 fn a_cursor_ahead_of_an_acknowledgement_is_caught() {
     assert!(is_caught(Bug::CursorAhead));
 }

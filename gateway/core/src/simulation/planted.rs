@@ -19,6 +19,12 @@ pub(crate) enum Bug {
     ToldTwice,
     /// A device's cursor passes what it has not acknowledged.
     CursorAhead,
+    /// The store takes what the home of an earlier view would add, though a later one has claimed the log.
+    StaleTaken,
+    /// The fate of some messages that are stored is told and not counted.
+    FateUncounted,
+    /// What some messages took that waited for an ACK is not given back.
+    BudgetLeaked,
     /// A session gets messages of a group that its user has left.
     LeaveIgnored,
     /// A session that was not given something of a group is not told.

@@ -159,7 +159,10 @@ fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Requ
         91 => Request::Seen { user, device, device_epoch: 0 },
         92..94 => Request::Devices { user, token },
         94 => Request::Forget { user, device, token },
-        95 => Request::LogOut { user, device: format!("device {}", dice.random_range(0..5)).into() },
+        95 => {
+            let device = format!("device {}", dice.random_range(0..5)).into();
+            Request::LogOut { user, device, number: dice.random() }
+        }
         96 if dice.random_range(0..4) == 0 => Request::Delete { user, token },
         _ => Request::Inspect { user, claims: dice.random(), token },
     }
@@ -293,8 +296,12 @@ fn a_logout_is_remembered_and_a_position_is_not_lost_with_it() {
     };
     let first = open();
     assert_eq!(open().device_epoch, first.device_epoch);
-    running.send(0, Request::LogOut { user: 60, device: "p".into() });
+    let log_out = |number| running.send(0, Request::LogOut { user: 60, device: "p".into(), number });
+    log_out(5);
     let after = open();
+    // Nobody knew whether it had been done.
+    log_out(5);
+    assert_eq!(open().device_epoch, after.device_epoch);
     assert_ne!(after.device_epoch, first.device_epoch);
     assert_eq!((after.known, after.device, after.cursor), (true, first.device, first.cursor));
     // Its home may tell of its last ACKs when the LOGOUT has come from another node.
@@ -391,6 +398,39 @@ fn many_users_are_served_in_few_batches() {
     assert_eq!(running.read(10_000).len() as u64, MESSAGES / 500);
 }
 
+/// What says whether the claims hold that are made as a device is opened, as an inbox is looked at, and of a group: all
+/// on that master.
+fn claims_of<'a>(
+    running: &'a Running,
+    redis: &RedisCluster,
+    user: u64,
+    master: usize,
+) -> impl Fn() -> [bool; 3] + use<'a> {
+    let group = (1..).find(|group| redis.master_of_slot(redis.slot_of(&format!("tl:g:{{{group}}}"))) == master);
+    let group = group.expect("some group is there");
+    running.send(0, Request::View { epoch: 3 });
+    let open = move || {
+        let open = Request::Open { user, device: "phone".into(), ephemeral: false, claims: true, token: 1 };
+        match running.ask(0, open) {
+            Reply::Opened(opened) => !opened.unsure_claim,
+            other => panic!("a device that is known is told where it stands: {other:?}"),
+        }
+    };
+    open();
+    move || {
+        let inspected = running.ask(0, Request::Inspect { user, claims: true, token: 1 });
+        let ask = Box::new(trunkline_store::GroupAsk::Claim);
+        let claimed = running.ask(0, Request::Group { group, ask, token: Some(1) });
+        for reply in [&inspected, &claimed] {
+            let is_known =
+                matches!(reply, Reply::Inspected(_) | Reply::Group(_) | Reply::Refused(Refusal::Unavailable));
+            assert!(is_known, "{reply:?}");
+        }
+        let holds = |reply: &Reply| !matches!(reply, Reply::Refused(_));
+        [open(), holds(&inspected), holds(&claimed)]
+    }
+}
+
 #[test]
 fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwards() {
     let mut redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
@@ -404,7 +444,11 @@ fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwa
         role.starts_with("slave") && role.contains(&redis.port(master).to_string())
     });
     let replica = replica.expect("the master has a replica");
+    let claims_hold = claims_of(&running, &redis, user, master);
+    assert_eq!(claims_hold(), [true; 3]);
     redis.pause(replica);
+    // A claim that is made again in the same view, and was answered before, says what holds now.
+    assert_eq!((claims_hold(), claims_hold()), ([false; 3], [false; 3]));
     assert_eq!(running.append(0, user, 2, false), Reply::Refused(Refusal::Unavailable));
     assert!(!running.stats().is_available() && running.stats().trouble().is_some());
     let other = (100..).find(|user| redis.master_of_slot(redis.slot_of(&format!("tl:inbox:{{{user}}}"))) != master);
@@ -416,6 +460,7 @@ fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwa
     wait_until("the store is well again", || running.stats().is_available());
     assert!(matches!(running.append(0, user, 2, true), Reply::Stored { duplicate: true, .. }));
     assert_eq!(running.read(user), [1, 2]);
+    assert_eq!(claims_hold(), [true; 3]);
 
     // A failover: nothing that was confirmed is lost.
     let slot = redis.slot_of(&format!("tl:inbox:{{{user}}}"));

@@ -419,7 +419,7 @@ impl<S: Store> Groups<S> {
                 let at = draft.ask(|token| Request::Append { user: group, record, retry, token });
                 Some(Staged::Log { at, ttl_s: 0 })
             }
-            GroupAsk::Admit { from } => match self.book.may_send(group, from, now_s) {
+            GroupAsk::Admit { from, .. } => match self.book.may_send(group, from, now_s) {
                 Ok(()) => {
                     let members = self.book.group(group).map_or(0, |known| known.members.len() as u32);
                     Some(Staged::Ready(GroupReply::Admitted { members }))

@@ -146,7 +146,7 @@ fn what_a_device_had_when_it_logged_out_is_not_lost_because_it_is_told_later() {
     let mut store = Memory::new(limits(), hands.clock(), 7);
     let phone = open_device(&mut store, 1, "phone");
     let stamps: Vec<u64> = (1..=2).map(|id| stored(&mut store, 1, record(now_stamp(&hands), id, 10))).collect();
-    ask(&mut store, Request::LogOut { user: 1, device: "phone".into() });
+    ask(&mut store, Request::LogOut { user: 1, device: "phone".into(), number: 1 });
     ask(&mut store, cursor(1, &phone, stamps[0]));
     let since = open_device(&mut store, 1, "phone");
     assert_ne!(since.device_epoch, phone.device_epoch);

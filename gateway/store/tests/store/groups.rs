@@ -63,7 +63,7 @@ fn members_send_read_and_mark_and_nobody_else_does() {
     // Users from there on are services, which need no membership; but there has to be a group.
     let service = u64::MAX - 0xFFFF + 7;
     assert_eq!(group(&mut store, 7, append(service, 1, false)), denied(GroupDenial::NotAMember));
-    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service }), denied(GroupDenial::NotAMember));
+    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service, stamp: 0 }), denied(GroupDenial::NotAMember));
     let join_only = GroupAsk::Join { user: 1, member: Member::default(), added: false, create: false };
     assert_eq!(group(&mut store, 7, join_only.clone()), denied(GroupDenial::NoGroup));
     assert!(matches!(join(&mut store, 7, 1), GroupReply::Joined { news: true, .. }));
@@ -74,7 +74,7 @@ fn members_send_read_and_mark_and_nobody_else_does() {
         panic!()
     };
     assert_eq!(group(&mut store, 7, append(1, 1, true)), GroupReply::Stored { stamp, duplicate: true, members: 2 });
-    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: 2 }), GroupReply::Admitted { members: 2 });
+    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: 2, stamp: 0 }), GroupReply::Admitted { members: 2 });
     assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service }), GroupReply::Admitted { members: 2 });
     assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service - 8 }), denied(GroupDenial::NotAMember));
 

@@ -8,7 +8,9 @@
 //! 4. A session gets a message but once without AGAIN and REPLAY, and nothing that is for somebody else.
 //! 5. When all is well, each message comes to an end, however often it was refused.
 //! 6. The end of the backlog is told but once in a session, and never that something of it was lost, since nothing is.
-//! 7. What senders write to groups is in the log of the group once, and there if it was answered SENT 1.
+//! 7. A home of an earlier view adds nothing to a log that a later one has claimed, and nobody misses anything where
+//!    claims are answered that too few replicas have.
+//! 8. What senders write to groups is in the log of the group once, and there if it was answered SENT 1.
 //!
 //! `TRUNKLINE_CLUSTER_INBOX_SEED=7 cargo test -p trunkline-core --lib what_is_stored_comes -- --nocapture` replays
 //! run 7 and prints all that happens in it. `TRUNKLINE_CLUSTER_INBOX_SEEDS=500` tries that many.
@@ -306,6 +308,7 @@ impl Correspondents {
 
     /// Panics unless inboxes and devices have what they have to. Returns how many messages were looked for.
     fn check(&self, store: &mut SharedStore) -> u64 {
+        assert!(store.stale_taken.is_empty(), "{:?}", store.stale_taken);
         for user in RECIPIENTS {
             let log = store.inbox(user);
             assert!(log.is_sorted_by(|before, after| before.2 < after.2), "positions of user {user}");
@@ -346,11 +349,27 @@ fn run(scenario: Scenario, print: bool) -> super::super::Report {
 
 /// The same with clients who come later, and senders who may write to groups.
 fn run_from(scenario: Scenario, begin_us: u64, to_groups: bool, print: bool) -> super::super::Report {
+    run_on(SharedStore::new(scenario.seed), scenario, begin_us, to_groups, print)
+}
+
+/// The same where batches of the store take seconds now and then, and claims are not safe at once.
+fn run_in_doubt(seed: u64, print: bool) -> super::super::Report {
+    let mut store = SharedStore::new(seed);
+    (store.late_permille, store.unsure_permille) = (8, 200);
+    run_on(store, Scenario::rooms(seed), 3_000_000, seed % 3 == 2, print)
+}
+
+fn run_on(
+    mut store: SharedStore,
+    scenario: Scenario,
+    begin_us: u64,
+    to_groups: bool,
+    print: bool,
+) -> super::super::Report {
     let seed = scenario.seed;
     let (active_ms, settle_ms) = (scenario.active_ms, scenario.settle_ms());
     let mut run = Run::of(scenario, print);
     run.crowd.mood = super::Mood::Leaving;
-    let mut store = SharedStore::new(seed);
     // Mostly as most clocks of this world: what is stored is where its home wanted it. Else it is far before that.
     store.begins_ms = if seed.is_multiple_of(4) { 0 } else { WALL_MS as u64 };
     store.unheard_permille = if seed % 5 == 4 { 30 } else { 0 };
@@ -363,6 +382,9 @@ fn run_from(scenario: Scenario, begin_us: u64, to_groups: bool, print: bool) -> 
     run.run_until(troubles_end_us, |run| run.fleet.is_well());
     assert!(run.fleet.is_well(), "a node does not come back");
     run.world.borrow_mut().faults = Faults::none();
+    if let Some(store) = &mut run.fleet.store {
+        (store.late_permille, store.unsure_permille) = (0, 0);
+    }
     run.correspondents.as_mut().expect("some").quiet = true;
     run.run_for(settle_ms + CATCH_UP_MS);
     run.fleet.check_one_view();
@@ -378,6 +400,7 @@ fn run_from(scenario: Scenario, begin_us: u64, to_groups: bool, print: bool) -> 
         ("replayed", correspondents.replayed),
         ("overtaken", run.fleet.sum(|stats| stats.overtaken.get())),
         ("stale", run.fleet.store.as_ref().map_or(0, |store| store.stale)),
+        ("claims in doubt", run.fleet.store.as_ref().map_or(0, |store| store.unsure)),
         ("answers of the store lost", run.fleet.store.as_ref().map_or(0, |store| store.unheard)),
     ];
     let counts = counts.map(|(name, count)| (name.to_owned(), count)).into();
@@ -393,6 +416,22 @@ fn what_is_stored_comes_to_each_device_while_nodes_come_and_go() {
         |seed, print| run(Scenario::rooms(seed), print),
         &["looked for", "refused", "replayed", "delivered"],
     );
+}
+
+#[test]
+fn nobody_misses_anything_while_claims_are_in_doubt_and_the_store_is_late() {
+    super::super::try_so_many_seeds(
+        "TRUNKLINE_CLUSTER_DOUBT_SEED",
+        "while_claims_are_in_doubt",
+        3,
+        run_in_doubt,
+        &["looked for", "stale", "claims in doubt"],
+    );
+}
+
+#[test]
+fn a_stale_home_that_is_let_in_is_caught() {
+    assert!(super::super::seed_that_catches(Bug::StaleTaken, |seed| run_in_doubt(seed, false)).is_some());
 }
 
 /// When clients come to see messages overtaken: no home is new then.

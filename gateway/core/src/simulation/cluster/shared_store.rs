@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use trunkline_store::{
-    Answer, Clock, GroupAsk, GroupLimits, GroupReply, Groups, Limits, Memory, Refusal, Reply, Request, Source, Store,
-    StoreMail, WithGroups, group_store_limits,
+    Answer, Clock, GroupAsk, GroupLimits, GroupReply, Groups, Limits, Memory, Opened, Refusal, Reply, Request, Source,
+    Store, StoreMail, WithGroups, group_store_limits,
 };
 
 /// Sources of one node.
@@ -52,6 +52,54 @@ pub(super) struct SharedStore {
     /// Messages that it has although it seems to have refused them, and all else that it refused for that reason.
     pub(super) done_unheard: u64,
     pub(super) not_done: u64,
+    /// Of a thousand batches of a node, how many take seconds; and of a thousand claims, how many too few replicas have.
+    pub(super) late_permille: u32,
+    pub(super) unsure_permille: u32,
+    pub(super) unsure: u64,
+    /// The latest view in which a home has claimed a log, or added to it, noted besides what refuses the others; and
+    /// what was added in an earlier one.
+    acted: BTreeMap<Log, u64>,
+    pub(super) stale_taken: Vec<String>,
+}
+
+/// A log: of a group, or of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Log {
+    Group(u64),
+    User(u64),
+}
+
+/// What is added to a log, or who claims it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Appends(Log),
+    Claims(Log),
+}
+
+impl Act {
+    fn of(request: &Request) -> Option<Self> {
+        Some(match request {
+            Request::Append { user, .. } => Act::Appends(Log::User(*user)),
+            Request::Open { user, claims: true, .. } | Request::Inspect { user, claims: true, .. } => {
+                Act::Claims(Log::User(*user))
+            }
+            Request::Group { group, ask, .. } => match **ask {
+                GroupAsk::Append { .. } => Act::Appends(Log::Group(*group)),
+                GroupAsk::Claim => Act::Claims(Log::Group(*group)),
+                _ => return None,
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// Whether an answer says that a message is in the log now and was not before.
+fn has_added(reply: &Reply) -> bool {
+    match reply {
+        Reply::Stored { duplicate, .. } => !duplicate,
+        Reply::Group(reply) => matches!(**reply, GroupReply::Stored { duplicate: false, .. }),
+        _ => false,
+    }
 }
 
 impl SharedStore {
@@ -78,6 +126,11 @@ impl SharedStore {
             now_us: 0,
             done_unheard: 0,
             not_done: 0,
+            late_permille: 0,
+            unsure_permille: 0,
+            unsure: 0,
+            acted: BTreeMap::new(),
+            stale_taken: Vec::new(),
         }
     }
 
@@ -130,11 +183,56 @@ impl SharedStore {
             node.signal(usize::from(source));
         }
         if way.commit_us.is_none() && way.mail.bytes() > 0 {
-            way.commit_us = Some(now_us + self.rng.within(100, 8_000));
+            let is_late = self.late_permille > 0 && self.rng.chance(self.late_permille);
+            let after_us = if is_late { self.rng.within(500_000, 5_000_000) } else { self.rng.within(100, 8_000) };
+            way.commit_us = Some(now_us + after_us);
         }
     }
 
+    /// Carries out a request, and notes what homes have done.
     fn carry_out(&mut self, source: Source, request: Request, out: &mut dyn FnMut(Source, Answer)) {
+        let act = Act::of(&request);
+        let view = self.views.get(&source).copied().unwrap_or(0);
+        let is_unsure = matches!(act, Some(Act::Claims(_))) && self.unsure_permille > 0;
+        if is_unsure && self.rng.chance(self.unsure_permille) {
+            return self.claim_in_doubt(source, request, out);
+        }
+        let mut added = false;
+        self.fenced(source, request, &mut |source, answer| {
+            added |= has_added(&answer.reply);
+            out(source, answer);
+        });
+        let Some(Act::Appends(log) | Act::Claims(log)) = act else { return };
+        let latest = self.acted.entry(log).or_default();
+        if added && view < *latest {
+            self.stale_taken.push(format!("{log:?}: a home of view {view} has added to it after view {latest}"));
+        }
+        if added || matches!(act, Some(Act::Claims(_))) {
+            *latest = view.max(*latest);
+        }
+    }
+
+    /// A claim that too few replicas have: it may hold, or be lost with a master.
+    fn claim_in_doubt(&mut self, source: Source, request: Request, out: &mut dyn FnMut(Source, Answer)) {
+        self.unsure += 1;
+        let holds = self.rng.chance(500);
+        let in_doubt = |answer: Answer| {
+            let reply = match answer.reply {
+                Reply::Opened(opened) if opened.known => Reply::Opened(Opened { unsure_claim: true, ..opened }),
+                Reply::Refused(refusal) => Reply::Refused(refusal),
+                _ => Reply::Refused(Refusal::Unavailable),
+            };
+            Answer { reply, ..answer }
+        };
+        let mut out = |source, answer| out(source, in_doubt(answer));
+        match holds {
+            true => self.fenced(source, request, &mut out),
+            false => self.both.apply(&mut vec![(source, request)], &mut out),
+        }
+    }
+
+    /// Carries out a request, unless it is of a home of an earlier view than another one that has claimed.
+    fn fenced(&mut self, source: Source, request: Request, out: &mut dyn FnMut(Source, Answer)) {
         if let Request::View { epoch } = request {
             self.views.insert(source, epoch);
         }
@@ -170,14 +268,14 @@ impl SharedStore {
         {
             let view = self.views.get(&source).copied().unwrap_or(0);
             let home = self.homes.entry(*user).or_default();
-            if view < *home {
+            if view < *home && !planted(Bug::StaleTaken) {
                 self.stale += 1;
                 if let Request::Append { token, .. } = request {
                     return out(source, Answer { token, reply: Reply::Refused(Refusal::Stale) });
                 }
                 return self.both.apply(&mut vec![(source, request)], out);
             }
-            *home = view;
+            *home = view.max(*home);
             if matches!(request, Request::Append { .. }) && self.rng.chance(self.unheard_permille) {
                 self.unheard += 1;
                 let mut lost = |source, answer: Answer| {
@@ -196,7 +294,7 @@ impl SharedStore {
         let claimed = self.claimed.entry(*group).or_default();
         let is_current = view >= *claimed;
         *claimed = view.max(*claimed);
-        is_current || planted(Bug::StaleHomeStores)
+        is_current || planted(Bug::StaleHomeStores) || planted(Bug::StaleTaken)
     }
 
     /// Senders, ids and positions of the messages in a user's inbox.
