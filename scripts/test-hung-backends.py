@@ -17,6 +17,7 @@ import collections
 import json
 import os
 import re
+import resource
 import signal
 import statistics
 import subprocess
@@ -59,13 +60,20 @@ class BackEnd(asyncio.Protocol):
 class HungBackEnd(asyncio.Protocol):
     """One that takes a connection, and neither reads nor answers."""
 
+    # Nobody else has a connection that is not read, and what nobody has is closed.
+    held = []
+
     def connection_made(self, transport):
+        self.held.append(transport)
         transport.pause_reading()
 
 
 async def serve(mode):
     """A back-end as a process of its own, so that it does not compete with the callers for an interpreter."""
     os.nice(10)
+    # It never sees that a connection was given up, and keeps all.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     protocol = HungBackEnd if mode == "hung" else BackEnd
     server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0, backlog=1_024)
     print(server.sockets[0].getsockname()[1], flush=True)
