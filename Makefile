@@ -80,6 +80,7 @@ style: setup # Formatting and documents
 	$(CARGO) fmt --all --check
 	scripts/check-docs.py
 	scripts/check-circles.py
+	scripts/test-figures.py
 	scripts/figures.py --check
 
 lint: style ## Formatting, documents and clippy, warnings as errors
