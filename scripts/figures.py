@@ -709,8 +709,60 @@ def peer_note():
     if not report:
         return ""
     peers = [server for server in report["servers"] if server["what"] and not server["name"].startswith(("floor", "trunkline"))]
-    versions = list(dict.fromkeys(f"{server['name'].split(',')[0]}: {server['version']}" for server in peers))
-    return f"\n{code(report)}; {'; '.join(versions)}.\n"
+    versions = others_of([{**server, "name": server["name"].split(",")[0]} for server in peers])
+    return f"\n{code(report)}; {'; '.join(dict.fromkeys(versions))}.\n"
+
+
+# Where it loses
+
+
+def times(name, base, case):
+    """How many times of a case's CPU another one takes."""
+    report = result(name)
+    base, case = report and case_of(report, base), report and case_of(report, case)
+    return statistics.median([mine / theirs for mine, theirs in zip(cpu(case), cpu(base))]) if base and case else None
+
+
+def losses():
+    """What costs more than it is to, or more than something else, with the numbers of the runs."""
+    lines = []
+    websocket = times("pairs-transports-w32", "gateway", "gateway, WebSocket")
+    if websocket:
+        lines.append(f"**WebSockets at 32 in flight** cost {websocket:.2f} × native frames; the aim is 1.10.")
+    pushes = (result("push") or {"ratios": []})["ratios"]
+    if pushes:
+        low, high = min(one["low"] for one in pushes), max(one["high"] for one in pushes)
+        lines.append(f"**Pushes** of a worker cost {low:.1f} to {high:.1f} × a message between clients; the aim is 0.65. Most of either is the send, which is the same.")
+    nodes = times("cluster-pairs-w32", "local", "across")
+    if nodes:
+        lines.append(
+            f"**Across nodes in batches.** With 32 in flight a message to another node costs both nodes together {nodes:.2f} × what it costs within one; the aim is 1.5. It is a second way "
+            "through the kernel, and a record that is encoded, decoded and routed on each side; the sealing of the links is a twentieth of it (`--gateway-arg=--mesh-encryption=off`)."
+        )
+    million, few = result("fanout-1000000"), result("fanout-15000")
+    if million and few:
+        middle = lambda report, field: statistics.median(one[field] for one in report["gateway"])
+        lines.append(
+            f"**A message to a million** reaches the last one after {middle(million, 'last_ms') / 1e3:.1f} s; the aim is 5 s. Sockets of both ends are cold in the processor's caches by then, so a "
+            f"delivery costs {middle(million, 'cpu_us') / middle(few, 'cpu_us'):.1f} × what it does in a room of 15,000."
+        )
+    held = result("pairs-100-w32-saturation")
+    over = times("pairs-100-w32-saturation", "floor", "gateway")
+    if over:
+        lines.append(
+            f"**A server that is not full.** Held to {held['arguments']['saturation']:g} of a core with 32 in flight, floor and gateway alike, a message costs the gateway {over:.1f} × what it costs the "
+            "floor: it takes fewer at a time, and a turn of a shard has more to do than that of the echo."
+        )
+    hold = result("hold-1000000")
+    if hold:
+        pongs = hold["idle_pongs"]
+        lines.append(
+            f"**A million heartbeats**, {pongs['pongs']['count'] / pongs['seconds']:,.0f} a second, and {hold['rate']:,.0f} messages keep {hold['spent']['cores']:.2f} of a core busy in the gateway alone. Of "
+            "fewer clients each costs more, since fewer share its wake-ups."
+        )
+    if len(machines()) > 1:
+        lines.append("**Runs of several machines.** The first lines of this page say which runs are of another machine than most; they are not to be held against the others.")
+    return "".join(f"- {line}\n" for line in lines) or MISSING
 
 
 # The scripts
@@ -751,11 +803,17 @@ def machine_of(report):
     return f"{told.get('cores', '?')} cores ({told.get('cpu', '?')}), Linux {told.get('kernel', '?')}, {told.get('memory_mib', 0) / 1024:.0f} GiB"
 
 
-def machine():
-    """The machine of most runs, and which runs are of another one: their figures are not to be held against the others."""
+def machines():
+    """The runs of each machine."""
     runs = {}
     for path in sorted(RESULTS.glob("*.json")):
         runs.setdefault(machine_of(json.loads(path.read_text())), []).append(path.stem)
+    return runs
+
+
+def machine():
+    """The machine of most runs, and which runs are of another one: their figures are not to be held against the others."""
+    runs = machines()
     most, *others = sorted(runs, key=lambda machine: -len(runs[machine])) or ["?"]
     told = [f"On {most}."] + [f"On {machine}: {', '.join(f'`{name}`' for name in runs[machine])}." for machine in others]
     return " ".join(told) + "\n"
@@ -775,6 +833,7 @@ def blocks():
         "store": store(),
         "situations": table(["", "", "command"], situation_rows()),
         "rate": table(RATE_HEAD, rate_rows()),
+        "losses": losses(),
         "peers": table(PEER_HEAD, peer_rows()) + peer_note(),
     }
 
