@@ -89,6 +89,7 @@ style: setup # Formatting and documents
 	scripts/check-lines.py
 	scripts/check-docs.py
 	scripts/check-circles.py
+	scripts/test-figures.py
 	scripts/figures.py --check
 
 lint: style ## Formatting, documents and clippy, warnings as errors

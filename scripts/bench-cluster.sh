@@ -4,17 +4,10 @@
 # Argument: folder for the results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bench=target/release/bench
+# shellcheck source=scripts/bench-run.sh
+. scripts/bench-run.sh
 out=${1:-benches/results}
-mkdir -p "$out"
-
-run() { # name, arguments…
-  local name=$1
-  shift
-  echo
-  echo "bench $*"
-  "$bench" "$@" --json "$out/$name.json"
-}
+make_folder
 
 rounds=(--rounds 9 --secs 2)
 run cluster-pairs-w1 pairs --nodes 2 --conns 100 --window 1 "${rounds[@]}"
@@ -25,5 +18,5 @@ run cluster-rate rate --nodes 3 --conns 3000 --rate 5000,20000,50000 --secs 10
 # One node, so that the bench has the other core. Redis takes from both.
 run cluster-logins hold --redis --conns 60000 --secs 10
 run alone-logins hold --conns 60000 --secs 10
-"$bench" plot "$out"/cluster-pairs-*.json --out "$out"
-if [ "$out" = benches/results ]; then scripts/figures.py; fi
+plot "$out"/cluster-pairs-*.json
+write_figures

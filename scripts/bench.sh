@@ -7,22 +7,16 @@
 #   vs                             beside other servers that are installed, some minutes (scripts/bench-vs.sh)
 #   cluster                        nodes and Redis, some minutes (scripts/bench-cluster.sh)
 #   million                        root, 15 GiB and half an hour (scripts/bench-million.sh); left out, and said so, where those are missing
+# With BENCH_DRY_RUN=1 it says what it would measure (scripts/bench-run.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bench=target/release/bench
+# shellcheck source=scripts/bench-run.sh
+. scripts/bench-run.sh
 out=${1:-benches/results}
 [ $# -gt 0 ] && shift
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(messages idle rate transports handshakes fanout calls push watch store vs cluster million)
-mkdir -p "$out"
-
-run() { # name, arguments…
-  local name=$1
-  shift
-  echo
-  echo "bench $*"
-  "$bench" "$@" --json "$out/$name.json"
-}
+make_folder
 
 # Single rounds differ by a quarter on a virtual machine, so many short ones that take turns; with nine of them the interval of the median
 # is that from the second to the eighth.
@@ -51,7 +45,7 @@ idle() {
 rate() {
   run rate-10000 rate --conns 10000 --rate 5000,20000,50000,100000 --secs 8
   run slow-400 slow --conns 400 --payload 4096 --rate 20000 --secs 28 --rounds 2
-  "$bench" plot "$out/rate-10000.json" --out "$out"
+  plot "$out/rate-10000.json"
 }
 
 transports() {
@@ -76,6 +70,9 @@ fanout() {
   # More than a ring holds under a limit of 20,000 descriptors, so without the floor.
   run fanout-100000 fanout --members 100000 "${casts[@]}"
   run fanout-100000-burst4 fanout --members 100000 --burst 4 "${casts[@]}"
+  # Rounds and seconds are for three nodes of one machine, and for buffers that have to be full.
+  run fanout-15000-nodes fanout --members 15000 --nodes 3 --rounds 6
+  run fanout-10000-slow fanout --members 10000 --slow-percent 5 --payload 1024 --burst 4 --secs 10
 }
 
 calls() {
@@ -106,8 +103,8 @@ store() {
   run replay replay --users 1000 --messages 1000 --rounds 6
   run replay-restart replay --users 10000 --messages 100 --rounds 6 --restart
   # The one beside the other: with and without messages that wait.
-  run storm-50000 storm --conns 50000 --secs 5 --shared-cores "$(nproc)"
-  run storm-50000-backlog storm --conns 50000 --secs 5 --shared-cores "$(nproc)" --backlog 5
+  run storm-50000 storm --conns 50000 --secs 5 --shared-cores "$(cores_here)"
+  run storm-50000-backlog storm --conns 50000 --secs 5 --shared-cores "$(cores_here)" --backlog 5
 }
 
 vs() {
@@ -119,6 +116,10 @@ cluster() {
 }
 
 million() {
+  if is_dry_run; then
+    scripts/bench-million.sh "$out"
+    return
+  fi
   local free_mib
   free_mib=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
   if [ "$(id -u)" != 0 ] || [ "$free_mib" -lt 15000 ]; then
@@ -137,6 +138,4 @@ for part in "${parts[@]}"; do
       ;;
   esac
 done
-if [ "$out" = benches/results ]; then
-  scripts/figures.py
-fi
+write_figures

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks what the Markdown files of this repository name: links, files, functions, metrics, make targets.
+"""Checks what the Markdown files of this repository name: links, files, functions, metrics, make targets, crates that are built.
 
 It says what is wrong with file and line, and ends with status 1 then.
 """
@@ -93,7 +93,26 @@ def check_names(document, line, codes):
             faults.append(f"{document}:{line}: no function {name} in {', '.join(files)}")
 
 
+def check_crates():
+    """client/README.md says how many crates an application builds with the library, by its features."""
+    document = Path("client/README.md")
+    text = (ROOT / document).read_text()
+    said = re.search(r"It builds (\d+) crates.*`--features ws` makes it (\d+), `--features tls` (\d+), both (\d+)\.", text)
+    if not said:
+        faults.append(f"{document}: it does not say how many crates the library builds")
+        return
+    for features, count in zip(["", "ws", "tls", "ws,tls"], said.groups()):
+        tree = subprocess.run(
+            ["cargo", "tree", "--locked", "-p", "trunkline-client", "-e", "normal,build", "--prefix", "none", "--features", features],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        )
+        built = len(set(tree.stdout.splitlines()))
+        if built != int(count):
+            faults.append(f"{document}: with the features {features or 'it has by itself'} it is {built} crates, not {count}")
+
+
 def main():
+    check_crates()
     metrics = set(METRIC.findall((ROOT / "docs/metrics.md").read_text()))
     targets = set(re.findall(r"(?m)^([a-z][a-z-]*):", (ROOT / "Makefile").read_text()))
     for document in tracked("*.md"):

@@ -2,13 +2,15 @@
 """Writes the figures of README.md and docs/figures.md from benches/results, so that each number has one source.
 
 A block between `<!-- figures: NAME -->` and `<!-- end of figures -->` is replaced. With --check nothing is written: it ends with status
-1 if a document says something else than the results do.
+1 if a document says something else than the results do, or if a result was measured with other arguments than the scripts have today.
 """
 
 import json
 import math
+import os
 import re
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def command(report):
     words = [Path(word).name if word.startswith("/") else word for word in report.get("command", [])[1:]]
     if words:
         at = words.index("--json") if "--json" in words else len(words)
-        return "bench " + " ".join(words[:at] + words[at + 2 :])
+        return " ".join(["bench"] + words[:at] + words[at + 2 :])
     # Reports of earlier versions have the arguments only.
     given = report["arguments"]
     flags = ["conns", "window", "shards", "rounds", "secs", "runs", "nodes"]
@@ -243,6 +245,8 @@ def idle_all():
         hold_row("a million, held for 5 minutes with 30 s heartbeats", "hold-1000000"),
         hold_row("100,000 WebSockets in one process", "hold-ws-100000"),
         hold_row("100,000 WebSockets over TLS in one process", "hold-wss-100000"),
+        hold_row("with AES-256-GCM", "hold-wss-aes256-100000"),
+        hold_row("with ChaCha20-Poly1305", "hold-wss-chacha20-100000"),
         hold_row("a million WebSockets over TLS, held for a minute", "hold-wss-1000000"),
     ]
 
@@ -331,7 +335,49 @@ def fanout():
         fanout_row("4 at a time", "fanout-100000-burst4"),
         fanout_row("a million in a room, one at a time", "fanout-1000000"),
     ]
-    return table(FANOUT_HEAD, rows) + fanout_note() if any(rows) else MISSING
+    tables = [table(FANOUT_HEAD, rows) + fanout_note()] if any(rows) else []
+    return "\n".join(tables + [part for part in (fanout_nodes(), fanout_slow()) if part]) or MISSING
+
+
+def fanout_nodes():
+    """A room over several nodes, beside one node with all of it."""
+    report = result("fanout-15000-nodes")
+    if not report:
+        return ""
+    nodes, copies = report["arguments"]["nodes"], report["copies"]
+    row = lambda label, rounds, over: [
+        label,
+        *[f"{number(statistics.median(one['cpu_us'] for one in rounds))} µs", over],
+        "{:.1f} ms, {:,.0f} ms".format(*[statistics.median(one[field] for one in rounds) for field in ("first_ms", "last_ms")]),
+        " + ".join(f"{statistics.median(one[field] for one in rounds):.2f}" for field in ("server_cores", "bench_cores")),
+    ]
+    rows = [row("one node", report["one"], NONE), row(f"{nodes} nodes, all counted", report["several"], bounded(report["over_one"]))]
+    return (
+        table([f"{report['arguments']['members']:,} in a room", "CPU for a delivery", "over one node (interval)", "first, last member", "cores: servers + bench"], rows)
+        + f"\n{copies['messages']:,} messages, {copies['sent']:,} copies between nodes, {copies['received']:,} of which came: one for each link and message. {code(report)}.\n"
+    )
+
+
+def fanout_slow():
+    """Members of a group who stop reading, and what the others notice."""
+    report = result("fanout-10000-slow")
+    if not report:
+        return ""
+    rounds = report["rounds"]
+    middle = lambda of: statistics.median(of(one) for one in rounds)
+    row = lambda label, which, over: [
+        label,
+        *[ms(middle(lambda one: one[which]["latency"][field])) for field in ("p50_us", "p99_us", "max_us")],
+        over,
+        f"{number(middle(lambda one: one[which]['cpu_us']))} µs",
+    ]
+    rows = [row("everybody reads", "without", NONE), row(f"{report['slow']:,} do not", "with", bounded(report["p99_ratio"]))]
+    total = lambda field: sum(one[field] for one in rounds)
+    return (
+        table([f"{report['arguments']['members']:,} in a group, those who read", "p50", "p99", "max", "p99 over that before (interval)", "CPU for a delivery"], rows)
+        + f"\n{total('dropped'):,} copies found no room and were counted; the slow members fetched what they had missed with {total('pages'):,} pages, each message once and "
+        f"in order, and had everything {ms(middle(lambda one: one['caught_up_ms'] * 1e3))} after they read again. {code(report)}.\n"
+    )
 
 
 FANOUT_OTHERS = ["nats-server", "redis-server", "mosquitto"]
@@ -663,8 +709,95 @@ def peer_note():
     if not report:
         return ""
     peers = [server for server in report["servers"] if server["what"] and not server["name"].startswith(("floor", "trunkline"))]
-    versions = list(dict.fromkeys(f"{server['name'].split(',')[0]}: {server['version']}" for server in peers))
-    return f"\n{code(report)}; {'; '.join(versions)}.\n"
+    versions = others_of([{**server, "name": server["name"].split(",")[0]} for server in peers])
+    return f"\n{code(report)}; {'; '.join(dict.fromkeys(versions))}.\n"
+
+
+# Where it loses
+
+
+def times(name, base, case):
+    """How many times of a case's CPU another one takes."""
+    report = result(name)
+    base, case = report and case_of(report, base), report and case_of(report, case)
+    return statistics.median([mine / theirs for mine, theirs in zip(cpu(case), cpu(base))]) if base and case else None
+
+
+def losses():
+    """What costs more than its aim, or more than something else, with the numbers of the runs. What is within its aim is left out."""
+    lines = []
+    websocket = times("pairs-transports-w32", "gateway", "gateway, WebSocket")
+    if websocket and websocket > 1.1:
+        lines.append(f"**WebSockets at 32 in flight** cost {websocket:.2f} × native frames; the aim is 1.10.")
+    pushes = (result("push") or {"ratios": []})["ratios"]
+    if pushes:
+        low, high = min(one["low"] for one in pushes), max(one["high"] for one in pushes)
+    if pushes and high > 0.65:
+        lines.append(f"**Pushes** of a worker cost {low:.1f} to {high:.1f} × a message between clients; the aim is 0.65. Most of either is the send, which is the same.")
+    nodes = times("cluster-pairs-w32", "local", "across")
+    if nodes and nodes > 1.5:
+        lines.append(
+            f"**Across nodes in batches.** With 32 in flight a message to another node costs both nodes together {nodes:.2f} × what it costs within one; the aim is 1.5. It is a second way "
+            "through the kernel, and a record that is encoded, decoded and routed on each side; the sealing of the links is a twentieth of it (`--gateway-arg=--mesh-encryption=off`)."
+        )
+    million, few = result("fanout-1000000"), result("fanout-15000")
+    if million and few:
+        middle = lambda report, field: statistics.median(one[field] for one in report["gateway"])
+    if million and few and middle(million, "last_ms") > 5_000:
+        lines.append(
+            f"**A message to a million** reaches the last one after {middle(million, 'last_ms') / 1e3:.1f} s; the aim is 5 s. Sockets of both ends are cold in the processor's caches by then, so a "
+            f"delivery costs {middle(million, 'cpu_us') / middle(few, 'cpu_us'):.1f} × what it does in a room of 15,000."
+        )
+    held = result("pairs-100-w32-saturation")
+    over = times("pairs-100-w32-saturation", "floor", "gateway")
+    if over:
+        lines.append(
+            f"**A server that is not full.** Held to {held['arguments']['saturation']:g} of a core with 32 in flight, floor and gateway alike, a message costs the gateway {over:.1f} × what it costs the "
+            "floor: it takes fewer at a time, and a turn of a shard has more to do than that of the echo."
+        )
+    hold = result("hold-1000000")
+    if hold:
+        pongs = hold["idle_pongs"]
+        lines.append(
+            f"**A million heartbeats**, {pongs['pongs']['count'] / pongs['seconds']:,.0f} a second, and {hold['rate']:,.0f} messages keep {hold['spent']['cores']:.2f} of a core busy in the gateway alone. Of "
+            "fewer clients each costs more, since fewer share its wake-ups."
+        )
+    if len(machines()) > 1:
+        lines.append("**Runs of several machines.** The first lines of this page say which runs are of another machine than most; they are not to be held against the others.")
+    return "".join(f"- {line}\n" for line in lines) or MISSING
+
+
+# The scripts
+
+
+def runs_of_scripts():
+    """By the name of a result: the arguments with which scripts/bench.sh and those it calls would measure it."""
+    environment = {name: value for name, value in os.environ.items() if name != "NATS_SERVER"}
+    told = subprocess.run(
+        [ROOT / "scripts/bench.sh"], env=environment | {"BENCH_DRY_RUN": "1"}, check=True, capture_output=True, text=True
+    )
+    runs = {}
+    for line in told.stdout.splitlines():
+        name, *arguments = line.split("\t")
+        if name in runs:
+            sys.exit(f"the scripts write {name}.json twice: `{' '.join(runs[name])}` and `{' '.join(arguments)}`")
+        runs[name] = arguments
+    return runs
+
+
+def stale(runs, reports):
+    """A sentence for each result that was measured with other arguments than the scripts have, or that none of them makes."""
+    faults = []
+    for name, report in sorted(reports.items()):
+        stored = command(report)
+        if name not in runs:
+            faults.append(f"benches/results/{name}.json: no script makes it; it was measured with `{stored}`")
+            continue
+        cores = str(report.get("machine", {}).get("cores", "?"))
+        today = " ".join(["bench"] + [word.replace("{cores}", cores) for word in runs[name]])
+        if today != stored:
+            faults.append(f"benches/results/{name}.json: it was measured with `{stored}`, and the scripts have `{today}`")
+    return faults
 
 
 def machine_of(report):
@@ -672,11 +805,17 @@ def machine_of(report):
     return f"{told.get('cores', '?')} cores ({told.get('cpu', '?')}), Linux {told.get('kernel', '?')}, {told.get('memory_mib', 0) / 1024:.0f} GiB"
 
 
-def machine():
-    """The machine of most runs, and which runs are of another one: their figures are not to be held against the others."""
+def machines():
+    """The runs of each machine."""
     runs = {}
     for path in sorted(RESULTS.glob("*.json")):
         runs.setdefault(machine_of(json.loads(path.read_text())), []).append(path.stem)
+    return runs
+
+
+def machine():
+    """The machine of most runs, and which runs are of another one: their figures are not to be held against the others."""
+    runs = machines()
     most, *others = sorted(runs, key=lambda machine: -len(runs[machine])) or ["?"]
     told = [f"On {most}."] + [f"On {machine}: {', '.join(f'`{name}`' for name in runs[machine])}." for machine in others]
     return " ".join(told) + "\n"
@@ -696,6 +835,7 @@ def blocks():
         "store": store(),
         "situations": table(["", "", "command"], situation_rows()),
         "rate": table(RATE_HEAD, rate_rows()),
+        "losses": losses(),
         "peers": table(PEER_HEAD, peer_rows()) + peer_note(),
     }
 
@@ -716,8 +856,11 @@ def main():
             path.write_text(written)
         if written != text:
             differ.append(name)
+    faults = stale(runs_of_scripts(), {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}) if check else []
     if check and differ:
-        sys.exit(f"{', '.join(differ)}: not what benches/results says; scripts/figures.py writes it")
+        faults.append(f"{', '.join(differ)}: not what benches/results says; scripts/figures.py writes it")
+    if faults:
+        sys.exit("\n".join(faults))
 
 
 if __name__ == "__main__":

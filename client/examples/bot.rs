@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use trunkline_client::{Client, Config, Durability, Error, Event, FileOutbox, Message, Outgoing};
+use trunkline_client::{Client, Config, Durability, Error, Event, FileOutbox, Message};
 
 /// Items on the list: a bot, too, should be bounded.
 const ITEMS_MAX: usize = 1_000;
@@ -65,35 +65,13 @@ async fn run(user: u64) -> Result<(), Box<dyn std::error::Error>> {
 /// Hands the answer over to the client, which has it in the outbox when this returns. An error ends the bot before the
 /// question is acknowledged, so that it comes again.
 async fn send(client: &Client, question: &Message, text: String) -> Result<(), Error> {
-    let id = id_of_answer(question);
-    let mut answer = Outgoing::new(question.from, text).with_id(id);
-    if question.is_again() || question.is_replay() {
-        answer = answer.as_retry();
-    }
-    match client.submit_when_room(answer.clone()).await {
+    match client.answer(question, text).await {
         // Nobody waits for its fate: the next question does not depend on it.
         Ok(receipt) => receipt.detach(),
-        Err(Error::DuplicateId { .. }) => {
-            let is_same = |other: &Outgoing| other.id == Some(id) && other.to == question.from;
-            if !client.unsettled().iter().any(is_same) {
-                // Somebody else has made this id, by accident or to keep others from their answers.
-                answer.id = None;
-                client.submit_when_room(answer).await?.detach();
-            }
-        }
         Err(error @ (Error::Closed(_) | Error::Outbox(_))) => return Err(error),
         Err(error) => eprintln!("no answer to {}: {error}", question.from),
     }
     Ok(())
-}
-
-/// The same for the same question in every run, and hardly ever for two: (sender, id), mixed by the finalizer of
-/// splitmix64.
-fn id_of_answer(question: &Message) -> u64 {
-    let mut mixed = question.from.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ question.id;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (mixed ^ (mixed >> 31)).max(1)
 }
 
 /// Each command has the same effect when it is obeyed twice, so that a message delivered again does no harm.

@@ -10,7 +10,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use trunkline_client::{Client, Config, Error, Event, GroupMessage, Outcome, Outgoing, Resume};
+use trunkline_client::{Client, Config, Error, Event, GroupMessage, Outcome, Resume};
 
 /// Sides of a die, if the question does not say.
 const SIDES: u64 = 6;
@@ -70,9 +70,7 @@ fn read_position(note: &Path) -> Option<u64> {
 
 /// Answers in the group, and waits until the answer is stored there.
 async fn send(client: &Client, question: &GroupMessage, text: String) -> Result<(), Error> {
-    // Always as one that may have been sent before: nothing says whether it was.
-    let answer = Outgoing::to_group(question.group, text).with_id(id_of_answer(question)).as_retry();
-    match client.submit(answer).await?.outcome().await {
+    match client.answer_in_group(question, text).await?.outcome().await {
         Ok(Outcome::Stored) => {}
         Ok(other) => eprintln!("no answer to {}: {other:?}", question.from),
         Err(error @ Error::Closed(_)) => return Err(error),
@@ -80,15 +78,6 @@ async fn send(client: &Client, question: &GroupMessage, text: String) -> Result<
         Err(error) => eprintln!("no answer to {}: {error}", question.from),
     }
     Ok(())
-}
-
-/// The same for the same question in every run, and hardly ever for two: (sender, id), mixed by the finalizer of
-/// splitmix64.
-fn id_of_answer(question: &GroupMessage) -> u64 {
-    let mut mixed = question.from.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ question.id;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (mixed ^ (mixed >> 31)).max(1)
 }
 
 /// What the bot says to a message; mostly nothing.
@@ -99,7 +88,7 @@ fn answer(question: &GroupMessage) -> Option<String> {
         ("!roll", sides) => {
             let sides = sides.trim().parse().ok().filter(|sides| *sides > 1).unwrap_or(SIDES);
             // Everybody can check it: the question itself is the die.
-            Some(format!("{} rolled {} of {sides}", question.from, id_of_answer(question) % sides + 1))
+            Some(format!("{} rolled {} of {sides}", question.from, question.id % sides + 1))
         }
         ("!help", _) => Some("say `!roll` for a die, or `!roll 20` for one with 20 sides".into()),
         _ => None,

@@ -1,10 +1,8 @@
 //! Notifies a user, once and for sure: for cron jobs and alarms.
 //!
-//! `cargo run -p trunkline-client --example notifier -- 1 2 4711 "the backup is late"` sends, as user 1, notice 4711 to
-//! user
-//! 2. Its exit status is 0 when the notice is delivered or stored, and then running it again with the same number does
-//!    no
-//! harm: user 2 sees one notice.
+//! `cargo run -p trunkline-client --example notifier -- 1 2 4711 "the backup is late"` sends notice 4711 from user 1 to
+//! user 2. Its exit status is 0 when the notice is delivered or stored, and then running it again with the same number
+//! does no harm: user 2 sees one notice.
 //!
 //! What it shows: an id of the application's own, an outbox in a file for what is not settled when the program ends,
 //! and a limit for the fate.

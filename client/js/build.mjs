@@ -1,5 +1,5 @@
-// Builds dist: ESM, CJS, files for a script element, and types; fails where a bundle is larger than it may be. Groups and presence are entries of their own, and share nothing
-// with the client that a page without them would have to load. The service module is for Node, and in no file for pages.
+// Builds dist: ESM, CJS, files for a script element, and types; fails where a bundle is larger than it may be. Groups, presence and inbox are entries of their own, and share
+// nothing with the client that a page without them would have to load; the inbox is in no file for a script element. The service module is for Node, and in no file for pages.
 
 import { execFileSync } from "node:child_process";
 import { readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
@@ -12,13 +12,13 @@ const GROUPS_GZIP_BYTES_MAX = 4 * 1024;
 const PRESENCE_GZIP_BYTES_MAX = 1024;
 
 const common = { bundle: true, minify: true, target: "es2022", legalComments: "none" };
-const entries = { entryPoints: { index: "src/index.ts", groups: "src/groups.ts", presence: "src/presence.ts" }, outdir: "dist" };
+const entries = { entryPoints: { index: "src/index.ts", groups: "src/groups.ts", presence: "src/presence.ts", inbox: "src/inbox.ts" }, outdir: "dist" };
 // The client and its parts exist once, whichever entry they are imported from.
 rmSync("dist", { recursive: true, force: true });
 await build({ ...common, ...entries, format: "esm", splitting: true, chunkNames: "part-[hash]" });
 const onlyIndex = { ...common, entryPoints: ["src/index.ts"], write: false, format: "esm" };
 const [index] = (await build(onlyIndex)).outputFiles;
-await build({ ...common, entryPoints: ["src/full.ts"], format: "cjs", outfile: "dist/index.cjs" });
+await build({ ...common, entryPoints: ["src/cjs.ts"], format: "cjs", outfile: "dist/index.cjs" });
 await build({ ...common, entryPoints: ["src/index.ts"], format: "iife", globalName: "trunkline", outfile: "dist/trunkline.iife.js" });
 await build({ ...common, entryPoints: ["src/full.ts"], format: "iife", globalName: "trunkline", outfile: "dist/trunkline.full.iife.js" });
 for (const [format, extension] of [["esm", "js"], ["cjs", "cjs"]]) {

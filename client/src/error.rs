@@ -204,6 +204,21 @@ impl Error {
         let may = |code| matches!(Code::from_u16(code), Some(Code::TimedOut | Code::OutcomeUnknown));
         matches!(self, Self::Call { code, .. } if may(*code))
     }
+
+    /// Of [`crate::Client::connect`]: whether the same attempt can work later, with the configuration as it is. It can
+    /// where nobody listens yet, where the gateway ends or is full, and where there is no token at the moment; it cannot
+    /// where the configuration or the address is wrong, or where the gateway has refused the login for good
+    /// ([`Reason::allows_reconnect`]).
+    #[must_use]
+    pub fn allows_reconnect(&self) -> bool {
+        match self {
+            // What a dialer says of an address that is none of its own.
+            Self::Connect { source, .. } => source.kind() != io::ErrorKind::InvalidInput,
+            Self::Timeout { .. } | Self::LoginCut { .. } | Self::Token(_) => true,
+            Self::LoginRefused { code, text } => Reason::Bye { code: *code, text: text.clone() }.allows_reconnect(),
+            _ => false,
+        }
+    }
 }
 
 impl std::error::Error for Error {
@@ -292,6 +307,29 @@ mod tests {
             })
             .collect();
         assert_eq!(forbidden, [6, 7, 8, 15, 20]);
+    }
+
+    #[test]
+    fn connecting_again_is_of_use_where_nobody_listens_yet_and_not_where_the_login_is_refused_for_good() {
+        let addr = || "localhost:7700".to_owned();
+        let connect = |kind: io::ErrorKind| Error::Connect { addr: addr(), source: kind.into() };
+        let refused = |code: Code| Error::LoginRefused { code: code.as_u16(), text: String::new() };
+        for (error, allows) in [
+            (connect(io::ErrorKind::ConnectionRefused), true),
+            (connect(io::ErrorKind::InvalidInput), false),
+            (Error::Timeout { addr: addr(), waited: Duration::from_secs(1) }, true),
+            (Error::LoginCut { addr: addr() }, true),
+            (Error::Token("none".into()), true),
+            (refused(Code::Draining), true),
+            (refused(Code::Overloaded), true),
+            (refused(Code::BadCredentials), false),
+            (refused(Code::BadRequest), false),
+            (Error::Config(ConfigError::NoUser), false),
+            (Error::Protocol("HTTP".into()), false),
+            (Error::Closed(Reason::LoggedOut), false),
+        ] {
+            assert_eq!(error.allows_reconnect(), allows, "{error}");
+        }
     }
 
     #[test]

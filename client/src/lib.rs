@@ -43,7 +43,7 @@
 //! [`Client::call`] asks a service, and gets its answer or an [`Error::Call`], which says whether the call may have
 //! been carried out all the same. What a service pushes is an [`Event::Message`] of which [`Message::service`] says the
 //! number; it is acknowledged and kept like what users send. The other side, a worker that serves and pushes, is
-//! `service::Service`.
+//! `service::Service`: it is for back-ends, at a port of its own, and needs no [`Client`].
 //!
 //! # Groups and live rooms
 //!
@@ -135,34 +135,32 @@
 //! lists them. At the receiving end, a message is delivered again if the process died before it asked for the next
 //! event; an application that must not handle it twice remembers (sender, id) along with what it did.
 //!
-//! Where all it does is to send something, the id of that can do the remembering. This answers each message once,
-//! whenever the process is killed: the answer is in the outbox before the question is acknowledged, and a question that
-//! comes again gets an answer under the same id, which the asking client takes for the one it has.
+//! Where all it does is to send something, the id of that can do the remembering. [`Client::answer`] makes the answer's
+//! id of the question's. So this answers each message once, whenever the process is killed: the answer is in the outbox
+//! before the question is acknowledged, and a question that comes again gets an answer under the same id, which the
+//! asking client takes for the one it has.
 //!
 //! ```no_run
 //! # use std::sync::Arc;
-//! # use trunkline_client::{Client, Config, Durability, Error, Event, FileOutbox, Message, Outgoing};
-//! # fn id_of_answer(_question: &Message) -> u64 { 1 }
+//! # use trunkline_client::{Client, Config, Durability, Event, FileOutbox};
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let outbox = Arc::new(FileOutbox::open("bot.outbox", Durability::Process)?);
 //! let (client, mut events) = Client::connect(Config { user: 7, outbox: Some(outbox), ..Config::default() }).await?;
 //! while let Some(event) = events.next().await {
-//!     let Event::Message(question) = event else { continue };
-//!     let mut answer = Outgoing::new(question.from, "thank you").with_id(id_of_answer(&question));
-//!     if question.is_again() || question.is_replay() {
-//!         answer = answer.as_retry();
-//!     }
-//!     match client.submit_when_room(answer).await {
-//!         Ok(receipt) => receipt.detach(),
-//!         Err(Error::DuplicateId { .. }) => {} // The process before has put it into the outbox.
-//!         Err(error) => return Err(error.into()), // Not acknowledged: it comes again.
+//!     match event {
+//!         // What this user has sent from another device is no question; two devices would answer each other for ever.
+//!         Event::Message(question) if !question.is_own() => {
+//!             // After an error the question is not acknowledged, and comes again.
+//!             client.answer(&question, "thank you").await?.detach();
+//!         }
+//!         _ => {}
 //!     }
 //! }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! `examples/bot.rs` has it all, with a way to make such ids.
+//! `examples/bot.rs` has it all.
 //!
 //! # Bounds
 //!
@@ -186,6 +184,22 @@
 //! | bytes waiting for the socket | 64 KiB and one frame of messages, 64 KiB of answers | commands wait; the connection is not read |
 //!
 //! # Reconnecting
+//!
+//! The first connection is the application's to ask for again, since it is there that a wrong address or token shows.
+//! [`Error::allows_reconnect`] tells those from a gateway that is not up yet:
+//!
+//! ```no_run
+//! # use trunkline_client::{Client, Config, Error, Events};
+//! # async fn connect(config: Config) -> Result<(Client, Events), Error> {
+//! loop {
+//!     match Client::connect(config.clone()).await {
+//!         Err(error) if error.allows_reconnect() => eprintln!("{error}; again in two seconds"),
+//!         done => return done,
+//!     }
+//!     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+//! }
+//! # }
+//! ```
 //!
 //! After a broken connection ([`Event::Disconnected`]) the client waits (see [`Backoff`]) and logs in again: at the
 //! address the gateway named, if it named one, then where the last login worked, then at [`Config::addrs`] in their
@@ -219,6 +233,7 @@
 
 mod acks;
 mod addrs;
+mod answer;
 mod backoff;
 mod calls;
 mod client;
@@ -270,6 +285,11 @@ mod window;
 #[cfg(all(doctest, feature = "tls", feature = "ws"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So are those for developers of services.
+#[cfg(all(doctest, feature = "tcp"))]
+#[doc = include_str!("../../docs/services.md")]
+struct ServicesDocument;
 
 /// So are those for developers of applications with groups.
 #[cfg(doctest)]

@@ -20,12 +20,17 @@
 //! A gateway can also be configured to dial its workers: then they are servers, which listen with
 //! [`Service::listen`], and all else is the same.
 //!
+//! [`Service::push_with`] pushes to several users, one device, a group or a live room. A handler pushes with
+//! [`ServiceBuilder::pusher`], since it is there before the worker is; and [`ServiceBuilder::on_error`] hears of links
+//! that break.
+//!
 //! A worker has one link for each shard of its gateway, 16 at most, so that no call needs a step between shards; a link
 //! that breaks is made again. A request whose caller is gone is given up: the future of its handler is dropped at the
 //! next await. One that runs when its link breaks goes on, and its answer finds nobody: its caller has been told that
 //! the outcome is unknown, or another worker has it by now.
 
 mod door;
+mod push;
 mod shares;
 
 use std::collections::HashMap;
@@ -40,16 +45,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{
     Bye, Code, Frame, Header, Invite, Kind, Offer, Outcome, Serve, ServeOk, VERSION, call_flags, decode, encode,
-    encode_message, flags,
+    encode_message,
 };
 
-pub use trunkline_proto::CallHead;
+pub use push::{Push, Pusher};
+pub use trunkline_proto::{CallHead, PushReport};
+
+use push::Fate;
 
 use crate::ids::MessageIds;
 #[cfg(feature = "tls")]
@@ -144,6 +152,20 @@ pub enum ServiceError {
     Protocol(String),
     /// There is no link at the moment.
     NotConnected,
+    /// This worker does not serve the service, and so may not push for it: [`ServiceBuilder::serve`].
+    NotServed {
+        /// That service.
+        service: u16,
+    },
+    /// An answer does not fit into a frame of this gateway, and was left out: its caller is told when the time for the
+    /// call is over that nobody knows what was done ([`crate::Error::Call`] with 24). Only
+    /// [`ServiceBuilder::on_error`] hears of it.
+    AnswerTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// What fits.
+        bytes_max: usize,
+    },
     /// The link broke before the fate of the push was known: it may have been delivered.
     FateUnknown,
     /// The payload does not fit into a frame of this gateway.
@@ -157,6 +179,12 @@ impl fmt::Display for ServiceError {
             Self::Refused { code, text } => write!(f, "the gateway refused with {code}: {text}"),
             Self::Protocol(what) => write!(f, "the other side is no gateway: {what}"),
             Self::NotConnected => f.write_str("there is no connection to the gateway at the moment"),
+            Self::NotServed { service } => {
+                write!(f, "this worker does not serve service {service}, and may not push for it")
+            }
+            Self::AnswerTooLarge { bytes, bytes_max } => {
+                write!(f, "an answer of {bytes} bytes was left out: the gateway takes {bytes_max}")
+            }
             Self::FateUnknown => f.write_str("the connection broke before the fate of the push was known"),
             Self::PayloadTooLarge => f.write_str("the payload does not fit into a frame of this gateway"),
         }
@@ -171,6 +199,7 @@ impl From<io::Error> for ServiceError {
     }
 }
 
+type OnError = Arc<dyn Fn(&ServiceError) + Send + Sync>;
 type Handler = Arc<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
 
 /// A worker to be started.
@@ -187,6 +216,8 @@ pub struct ServiceBuilder {
     backup: bool,
     backoff: Backoff,
     handlers: HashMap<u16, Handler>,
+    on_error: Option<OnError>,
+    pusher: Pusher,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
@@ -262,6 +293,28 @@ impl ServiceBuilder {
         self
     }
 
+    /// Is told of what goes wrong on the way and is mended without the application: a link that broke or could not be
+    /// made again, each time, and an answer that was left out. It should return at once. Without it nobody is told; a
+    /// worker whose key was withdrawn, say, goes on trying in silence.
+    ///
+    /// ```
+    /// use trunkline_client::service::Service;
+    ///
+    /// let builder = Service::connect("127.0.0.1:7791", "orders-1").on_error(|error| eprintln!("orders: {error}"));
+    /// # drop(builder);
+    /// ```
+    #[must_use]
+    pub fn on_error(mut self, on_error: impl Fn(&ServiceError) + Send + Sync + 'static) -> Self {
+        self.on_error = Some(Arc::new(on_error));
+        self
+    }
+
+    /// Pushes for the worker that this becomes, for its handlers.
+    #[must_use]
+    pub fn pusher(&self) -> Pusher {
+        self.pusher.clone()
+    }
+
     /// Serves calls of this service, 1 … 65,535. The handler of a call runs as a task of its own.
     #[must_use]
     pub fn serve<H, F>(mut self, service: u16, handler: H) -> Self
@@ -303,6 +356,7 @@ impl ServiceBuilder {
             stopped,
             builder: self,
         });
+        shared.builder.pusher.begin(&shared);
         if shared.builder.listens {
             let listener = TcpListener::bind(&shared.builder.addr).await?;
             let local_addr = Some(listener.local_addr()?);
@@ -357,6 +411,8 @@ impl Service {
             backup: false,
             backoff: Backoff { first: Duration::from_millis(100), max: Duration::from_secs(5) },
             handlers: HashMap::new(),
+            on_error: None,
+            pusher: Pusher::new(),
             #[cfg(feature = "tls")]
             tls: None,
         }
@@ -390,10 +446,10 @@ impl Service {
     /// Pushes to a user, at least once, and waits for the fate. `service` is one that this worker serves.
     ///
     /// # Errors
-    /// [`ServiceError::NotConnected`], [`ServiceError::PayloadTooLarge`], [`ServiceError::Refused`],
-    /// [`ServiceError::FateUnknown`].
+    /// [`ServiceError::NotServed`], [`ServiceError::NotConnected`], [`ServiceError::PayloadTooLarge`],
+    /// [`ServiceError::Refused`], [`ServiceError::FateUnknown`].
     pub async fn push(&self, service: u16, user: u64, payload: impl Into<Payload>) -> Result<Outcome, ServiceError> {
-        self.push_as(self.shared.ids.next(), service, user, payload).await
+        self.shared.push_as(self.shared.ids.next(), service, user, payload.into()).await
     }
 
     /// [`Self::push`] with an id of the application's own, never 0: a user's device gets one that is pushed again under
@@ -408,23 +464,37 @@ impl Service {
         user: u64,
         payload: impl Into<Payload>,
     ) -> Result<Outcome, ServiceError> {
-        let (fate, told) = oneshot::channel();
-        let push = Push { id, service, user, payload: payload.into().into(), fate: Some(fate) };
-        self.shared.queue_push(push).await?;
-        told.await.unwrap_or(Err(ServiceError::FateUnknown))
+        self.shared.push_as(id, service, user, payload.into()).await
+    }
+
+    /// Pushes to several users, one device, a group or a live room, at least once, and waits until each recipient has a
+    /// fate: the report counts them.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub async fn push_with(&self, service: u16, push: Push) -> Result<PushReport, ServiceError> {
+        self.shared.push_with(service, push).await
+    }
+
+    /// Pushes for this worker, for whoever is to while somebody else [drains](Self::drain) it.
+    #[must_use]
+    pub fn pusher(&self) -> Pusher {
+        self.shared.builder.pusher()
     }
 
     /// Pushes to a user at most once, and nothing is heard of it.
     ///
     /// # Errors
-    /// [`ServiceError::NotConnected`], [`ServiceError::PayloadTooLarge`].
+    /// [`ServiceError::NotServed`], [`ServiceError::NotConnected`], [`ServiceError::PayloadTooLarge`].
     pub async fn push_unacked(&self, service: u16, user: u64, payload: impl Into<Payload>) -> Result<(), ServiceError> {
         let id = self.shared.ids.next();
-        self.shared.queue_push(Push { id, service, user, payload: payload.into().into(), fate: None }).await
+        let body = payload.into().into();
+        self.shared.queue_push(user, PushTo { id, service, user, flags: 0, body, fate: None }).await
     }
 
-    /// Takes no new calls, answers those it has, and ends. None is lost. A worker that is dropped does the same by
-    /// itself, as long as its runtime lasts.
+    /// Takes no new calls, answers those it has, and ends. None is lost. Handlers have the time they take: with
+    /// `tokio::time::timeout` around it, those that take longer end with the runtime. A worker that is dropped does the
+    /// same by itself, as long as its runtime lasts.
     pub async fn drain(self) {
         self.stop.send_replace(Stop::Drain);
         for task in self.tasks {
@@ -445,13 +515,17 @@ fn is_over(stopped: &watch::Receiver<Stop>) -> bool {
     *stopped.borrow() == Stop::Drain || stopped.has_changed().is_err()
 }
 
+/// A push as it goes out.
 #[derive(Debug)]
-struct Push {
+struct PushTo {
     id: u64,
     service: u16,
+    /// 0 where the body says whom it is for.
     user: u64,
-    payload: Bytes,
-    fate: Option<oneshot::Sender<Result<Outcome, ServiceError>>>,
+    flags: u8,
+    body: Bytes,
+    /// `None` for one of which nothing is heard.
+    fate: Option<Fate>,
 }
 
 /// What goes out on one link.
@@ -465,7 +539,7 @@ enum Out {
     Gone {
         id: u64,
     },
-    Push(Push),
+    Push(PushTo),
 }
 
 #[derive(Debug)]
@@ -516,14 +590,23 @@ impl Shared {
         locked(&self.links).retain(|other| other.number != number);
     }
 
-    /// On one link after the other. Pushes of one user stay on one, so that they come in order.
-    async fn queue_push(&self, push: Push) -> Result<(), ServiceError> {
+    fn tell(&self, error: &ServiceError) {
+        if let Some(on_error) = &self.builder.on_error {
+            on_error(error);
+        }
+    }
+
+    /// On one link after the other. Pushes of one recipient stay on one, so that they come in order.
+    async fn queue_push(&self, recipient: u64, push: PushTo) -> Result<(), ServiceError> {
+        if !self.builder.handlers.contains_key(&push.service) {
+            return Err(ServiceError::NotServed { service: push.service });
+        }
         let place = {
             let links = locked(&self.links);
-            place_of(&links, push.service, push.user).cloned()
+            place_of(&links, push.service, recipient).cloned()
         };
         let Place { out, payload_max, .. } = place.ok_or(ServiceError::NotConnected)?;
-        if push.payload.len() > payload_max {
+        if push.body.len() > payload_max {
             return Err(ServiceError::PayloadTooLarge);
         }
         out.send(Out::Push(push)).await.map_err(|_ended| ServiceError::NotConnected)
@@ -750,10 +833,17 @@ async fn run_accepted(mut visit: Visit, stream: TcpStream) {
         accepted = Link::accept(&mut visit, stream) => accepted,
         _ = stopped.changed() => return,
     };
-    if let Ok((mut share, link)) = accepted {
-        let window = share.window();
-        drop(serve_link(&visit.shared, visit.number, window, Some(share), link).await);
-        visit.shared.drop_link(visit.number);
+    let served = match accepted {
+        Ok((mut share, link)) => {
+            let window = share.window();
+            let served = serve_link(&visit.shared, visit.number, window, Some(share), link).await;
+            visit.shared.drop_link(visit.number);
+            served
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = served {
+        visit.shared.tell(&error);
     }
 }
 
@@ -769,13 +859,21 @@ async fn run_link(shared: Arc<Shared>, shard: u32, window: u32, mut first: Optio
                 _ = stopped.changed() => return,
             },
         };
-        if let Ok(link) = link {
-            let began = Instant::now();
-            drop(serve_link(&shared, shard.into(), window.min(u16::MAX.into()) as u16, None, link).await);
-            shared.drop_link(shard.into());
-            if began.elapsed() > shared.builder.backoff.max {
-                attempt = 0;
+        let began = Instant::now();
+        let served = match link {
+            Ok(link) => {
+                let window = window.min(u16::MAX.into()) as u16;
+                let served = serve_link(&shared, shard.into(), window, None, link).await;
+                shared.drop_link(shard.into());
+                if began.elapsed() > shared.builder.backoff.max {
+                    attempt = 0;
+                }
+                served
             }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            shared.tell(&error);
         }
         let wait = shared.builder.backoff.delay(attempt, random::share());
         attempt = attempt.saturating_add(1);
@@ -813,7 +911,7 @@ async fn serve_link(
     let heartbeat = Duration::from_secs(ok.heartbeat_secs.clamp(1, HEARTBEAT_SECS_MAX).into());
     let ended = session.run(reader, writer, queue, share, heartbeat).await;
     for (_, fate) in session.pushes.drain() {
-        drop(fate.send(Err(ServiceError::FateUnknown)));
+        fate.failed(ServiceError::FateUnknown);
     }
     drop(out);
     ended
@@ -828,7 +926,7 @@ struct LinkSession {
     max_frame: u32,
     /// Handlers, by the gateway's number of their call.
     running: HashMap<u64, AbortHandle>,
-    pushes: HashMap<(u64, u64), oneshot::Sender<Result<Outcome, ServiceError>>>,
+    pushes: HashMap<(u64, u64), Fate>,
     outbound: Vec<u8>,
     /// No request comes any more.
     drained: bool,
@@ -904,17 +1002,22 @@ impl LinkSession {
         match out {
             Out::Answer { id, answer: Answer { status, flags, body } } => {
                 // What was cancelled meanwhile is nobody's.
-                if self.running.remove(&id).is_some() {
-                    let fits = body.len() + trunkline_proto::HEADER_LONG <= (self.max_frame - HEAD_BYTES_MAX) as usize;
-                    let body = if fits { &body[..] } else { &[] };
-                    self.put(Kind::Answer, flags, status, id, 0, body);
+                if self.running.remove(&id).is_none() {
+                    return;
+                }
+                let frame_bytes_max = self.max_frame.saturating_sub(HEAD_BYTES_MAX) as usize;
+                let bytes_max = frame_bytes_max.saturating_sub(trunkline_proto::HEADER_LONG);
+                if body.len() <= bytes_max {
+                    self.put(Kind::Answer, flags, status, id, 0, &body);
+                } else {
+                    // An empty one would look like an answer. This call, too, is left to the gateway's clock.
+                    self.shared.tell(&ServiceError::AnswerTooLarge { bytes: body.len(), bytes_max });
                 }
             }
             // Its call is left to the gateway's clock, which tells the truth: nobody knows what was done.
             Out::Gone { id } => drop(self.running.remove(&id)),
-            Out::Push(Push { id, service, user, payload, fate }) => {
-                let acked = if fate.is_some() { flags::ACK } else { 0 };
-                self.put(Kind::PushTo, acked, service, id, user, &payload);
+            Out::Push(PushTo { id, service, user, flags, body, fate }) => {
+                self.put(Kind::PushTo, flags, service, id, user, &body);
                 if let Some(fate) = fate {
                     self.pushes.insert((id, user), fate);
                 }
@@ -947,15 +1050,13 @@ impl LinkSession {
             }
             Some(Kind::Pushed) => {
                 if let Some(fate) = self.pushes.remove(&(frame.id, frame.peer)) {
-                    let outcome = Outcome::from_u16(frame.aux);
-                    let unknown = || ServiceError::Protocol(format!("fate {}", frame.aux));
-                    drop(fate.send(outcome.ok_or_else(unknown)));
+                    fate.told(frame);
                 }
             }
             Some(Kind::Error) => {
                 if let Some(fate) = self.pushes.remove(&(frame.id, frame.peer)) {
                     let text = String::from_utf8_lossy(frame.body).into_owned();
-                    drop(fate.send(Err(ServiceError::Refused { code: frame.aux, text })));
+                    fate.failed(ServiceError::Refused { code: frame.aux, text });
                 }
             }
             Some(Kind::Pong) => self.drained |= frame.aux == DRAIN_PING,
@@ -1024,6 +1125,47 @@ fn split_head(body: &[u8]) -> (Option<CallHead>, &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Answers a worker's SERVE, and closes.
+    async fn admit_and_close(listener: &TcpListener, answer: impl FnOnce(&mut Vec<u8>)) {
+        let (mut stream, _) = listener.accept().await.expect("a worker");
+        let mut inbound = Vec::new();
+        while decode(&inbound, FIRST_BYTES_MAX).expect("a frame").is_none() {
+            assert_ne!(stream.read_buf(&mut inbound).await.expect("read"), 0);
+        }
+        let mut bytes = Vec::new();
+        answer(&mut bytes);
+        stream.write_all(&bytes).await.expect("written");
+        // What the worker says meanwhile is read, so that the close does not become a reset before its time.
+        stream.shutdown().await.expect("shut down");
+        while stream.read_buf(&mut inbound).await.is_ok_and(|count| count > 0) {}
+    }
+
+    #[tokio::test]
+    async fn a_link_that_breaks_and_one_that_is_refused_are_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound").to_string();
+        let gateway = async {
+            let ok = ServeOk { shards: 1, heartbeat_secs: 30, max_frame: 65_536, ..ServeOk::default() };
+            admit_and_close(&listener, |out| encode_message(out, Kind::ServeOk, 0, &ok)).await;
+            let bye = Bye { text: "withdrawn".to_owned(), ..Bye::default() };
+            let code = Code::BadCredentials.as_u16();
+            admit_and_close(&listener, |out| encode_message(out, Kind::Bye, code, &bye)).await;
+        };
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let worker = async {
+            let builder = Service::connect(addr.clone(), "w").on_error(move |error| drop(tell.send(error.to_string())));
+            let service = builder.serve(7, |_| async { Answer::ok("") }).start().await.expect("started");
+            let broken = told.recv().await.expect("a word");
+            assert!(broken.starts_with("the connection to the gateway: "), "{broken}");
+            let refused = told.recv().await.expect("a word");
+            assert_eq!(refused, "the gateway refused with 6: withdrawn");
+            service
+        };
+        let ((), service) = tokio::join!(gateway, worker);
+        drop(listener);
+        service.drain().await;
+    }
 
     #[test]
     fn a_push_goes_where_its_service_may_push_and_those_of_a_user_go_one_way() {

@@ -210,6 +210,13 @@ impl Unsettled {
         Some((serial, answer))
     }
 
+    /// Whom the message with this id is to, if it is here, and whether that is a group.
+    pub(crate) fn recipient(&self, id: u64) -> Option<(u64, bool)> {
+        let messages = self.lock();
+        let entry = messages.by_serial.get(messages.serials.get(&id)?)?;
+        Some((entry.to, entry.group))
+    }
+
     fn check(&self, messages: &Messages, id: u64) -> Result<(), NotTaken> {
         if messages.closed {
             return Err(NotTaken::Closed);

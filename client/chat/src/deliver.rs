@@ -160,7 +160,7 @@ pub(crate) async fn fate(
             sleep(wait).await;
             wait = (2 * wait).min(AGAIN_LAST);
         }
-        receipt = client.submit(Outgoing::new(to, text).with_id(id)).await?;
+        receipt = client.submit(Outgoing::new(to, text).with_id(id).as_retry()).await?;
     }
 }
 

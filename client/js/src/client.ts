@@ -159,7 +159,7 @@ export interface Port {
 /** For modules of this package. */
 export const EXTEND = Symbol("extend");
 
-const messageOf = ({ flags, id, peer, stamp, body }: Frame): Message => ({
+export const messageOf = ({ flags, id, peer, stamp, body }: Frame): Message => ({
   from: peer,
   ...(peer >= SERVICE_USERS ? { service: Number(peer - SERVICE_USERS) } : {}),
   id,

@@ -1,6 +1,7 @@
 //! The client library, tested against a gateway that a test moves frame by frame.
 
 mod acknowledge;
+mod answers;
 mod attempts;
 mod delivery;
 mod fates;

@@ -14,7 +14,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use trunkline_client::service::{Answer, Request, Service};
+use trunkline_client::service::{Answer, Push, PushReport, Request, Service, ServiceError};
 use trunkline_client::{Call, Client, Code, Config, Error, Event, Outcome};
 use trunkline_proto::call_flags;
 
@@ -98,6 +98,65 @@ fn the_library_calls_serves_and_pushes() {
             assert_eq!(service.push(SERVICE, 99, "nobody").await.expect("a fate"), Outcome::OfflineNotStored);
             service.drain().await;
             assert_eq!(code(client.call(SERVICE, "gone").await), (Code::ServiceUnavailable, false));
+            client.close().await;
+        });
+    });
+}
+
+#[test]
+fn a_worker_pushes_from_its_handlers_and_hears_of_an_answer_that_is_left_out() {
+    const ROOM: u64 = (1 << 63) + 5;
+    const LONG: u16 = 8;
+    const NOT_SERVED: u16 = 9;
+    let flags = [&WITH_SERVICES[..], &["--service", "7:shop,call_timeout_ms=60000"]].concat();
+    let flags = [&flags[..], &["--service", "8:long,call_timeout_ms=100"]].concat();
+    with_gateway(1, &flags, |gateway| {
+        runtime().block_on(async {
+            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+            let builder = Service::connect(services_address(gateway).to_string(), "shop-1")
+                .on_error(move |error| drop(tell.send(error.to_string())));
+            let pusher = builder.pusher();
+            let service = builder
+                .serve(SERVICE, move |request: Request| {
+                    let pusher = pusher.clone();
+                    async move {
+                        let push = Push::to_users([request.user, 99], "from the handler");
+                        let report = pusher.push_with(SERVICE, push).await.expect("a report");
+                        Answer::ok(format!("{} {}", report.delivered, report.offline))
+                    }
+                })
+                .serve(LONG, |_| async { Answer::ok(vec![0; 1 << 20]) })
+                .start()
+                .await
+                .expect("the worker starts");
+            let (client, mut events) = Client::connect(config(gateway.client_address(), 1)).await.expect("a login");
+            client.join_group(ROOM).await.expect("joined");
+            let taking = async {
+                let Some(Event::Message(message)) = events.next().await else { panic!("a push") };
+                assert_eq!((message.service(), message.text()), (Some(SERVICE), Some("from the handler")));
+                events.next().await
+            };
+            let acting = async {
+                let reply = client.call(SERVICE, "buy").await.expect("an answer");
+                assert_eq!(&reply.body[..], b"1 1", "the user has it, and nobody else is there");
+                let report = service.push_with(SERVICE, Push::to_group(ROOM, "to all")).await.expect("a report");
+                assert_eq!(report, PushReport { accepted: 1, ..PushReport::default() });
+            };
+            let (event, ()) = tokio::join!(taking, acting);
+            let Some(Event::GroupMessage(message)) = event else { panic!("a message to the room") };
+            assert_eq!((message.group, message.text()), (ROOM, Some("to all")));
+
+            let not_served = service.push(NOT_SERVED, 1, "x").await;
+            assert!(matches!(not_served, Err(ServiceError::NotServed { service: NOT_SERVED })), "{not_served:?}");
+            let nobody = service.push_with(SERVICE, Push::to_user(0, "x")).await;
+            let is_bad = matches!(nobody, Err(ServiceError::Refused { code, .. }) if code == Code::BadRequest.as_u16());
+            assert!(is_bad, "{nobody:?}");
+            // Not an answer with nothing in it.
+            let long = client.call(LONG, "").await;
+            assert!(long.as_ref().is_err_and(Error::may_be_done), "{long:?}");
+            let told = told.recv().await.expect("a word");
+            assert!(told.contains("an answer of 1048576 bytes was left out"), "{told}");
+            service.drain().await;
             client.close().await;
         });
     });

@@ -2,6 +2,7 @@
 
 import { ByeError, Client, type Fate, type Message, type Options } from "trunkline-client";
 import { Groups, isLiveRoom, type GroupMessage } from "trunkline-client/groups";
+import { Inbox } from "trunkline-client/inbox";
 import { Presence, type UserPresence } from "trunkline-client/presence";
 import { Service, type Request } from "trunkline-client/service";
 
@@ -12,6 +13,7 @@ const presence = new Presence(client);
 await client.connect();
 const fate: Fate = await client.send(7n, "hello", { ack: true });
 const messages: AsyncIterable<Message> = client;
+const done: AsyncIterable<Message> = new Inbox(client);
 const said: AsyncIterable<GroupMessage> = groups;
 const worker = new Service({ address: "127.0.0.1:7791", name: "worker" });
 const answer = (request: Request) => request.body;
@@ -21,4 +23,4 @@ const isFinal = (error: unknown) => error instanceof ByeError && error.reason ==
 
 // @ts-expect-error an id is no boolean
 void client.send(true, "hello");
-export { answer, fate, isFinal, messages, presence, rooms, said, seen, worker };
+export { answer, done, fate, isFinal, messages, presence, rooms, said, seen, worker };

@@ -1,0 +1,2 @@
+export * from "./full.js";
+export * from "./inbox.js";
