@@ -90,7 +90,7 @@ pub struct Limits {
     pub renew_ms: u64,
     /// Devices of one user; a further one gets BYE 14.
     pub devices_per_user_max: usize,
-    /// Number of receive buffers the kernel picks from, a power of two.
+    /// Number of receive buffers the kernel picks from, a power of two. See also [`Limits::bulk_buffers`].
     pub recv_buffers: u16,
     /// Size of one receive buffer.
     pub recv_buffer_bytes: u32,
@@ -260,11 +260,33 @@ pub const CLASS_BYTES_MAX: usize = 64;
 /// One link to another node holds this part, as a divisor, of what all of its shard may hold: a slow node leaves room
 /// for the others.
 pub const MESH_LINK_SHARE: usize = 4;
+/// Of its receive buffers a shard with links to other nodes spends this part on large ones, each as long as so many of
+/// the others, unless there would be fewer than that.
+const BULK_SHARE: u16 = 8;
+const BULK_UNITS: u16 = 16;
+const BULK_BUFFERS_MIN: u16 = 2;
 /// Ring slots beyond `connections_max`: a connection that is refused, or that lingers until its BYE is read, still
 /// needs one.
 pub const SLOTS_RESERVED: u32 = 64;
 
 impl Limits {
+    /// Large receive buffers, for links to other nodes that bring much; their memory is that of
+    /// [`Limits::buffers_in_bulk`] of the others. 0 where there are no links, or fewer buffers than could be spared.
+    pub fn bulk_buffers(&self) -> u16 {
+        let count = self.recv_buffers / BULK_SHARE / BULK_UNITS;
+        if self.mesh_slots > 0 && count >= BULK_BUFFERS_MIN { count } else { 0 }
+    }
+
+    /// Bytes of each large receive buffer.
+    pub fn bulk_bytes(&self) -> u32 {
+        u32::from(BULK_UNITS) * self.recv_buffer_bytes
+    }
+
+    /// How many receive buffers there are fewer because of the large ones.
+    pub fn buffers_in_bulk(&self) -> u16 {
+        self.bulk_buffers() * BULK_UNITS
+    }
+
     /// Slots of the shard's descriptor table.
     pub const fn slots(&self) -> u32 {
         self.connections_max + SLOTS_RESERVED + self.mesh_slots

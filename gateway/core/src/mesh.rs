@@ -11,13 +11,13 @@
 //! - [`link`]: the stream of one link.
 //! - [`spread`]: how many links two nodes have, and on which shards.
 //! - [`peers`]: the links of one shard, and their connections.
-//! - `seal`: what goes over them, encrypted.
+//! - [`seal`]: what goes over them, encrypted.
 
 pub(crate) mod fuzz;
 pub mod handshake;
 pub(crate) mod link;
 pub mod peers;
-mod seal;
+pub(crate) mod seal;
 pub(crate) mod spread;
 pub mod wire;
 

@@ -217,6 +217,7 @@ shard_stats! {
     tls_shaking: Gauge "trunkline_tls_handshakes_under_way" "" "Handshakes of TLS that have begun and are not over.";
     tls_updates_in: Counter "trunkline_tls_key_updates_total" "by=\"peer\"" "Keys of TLS changed within a connection, by who changed its own.";
     tls_updates_out: Counter "trunkline_tls_key_updates_total" "by=\"node\"" "Keys of TLS changed within a connection, by who changed its own.";
+    drains_untold: Counter "trunkline_drains_untold_total" "" "Drains, each at a shard, that went on after two seconds although not all other nodes that are reached had the view in which this one is no home.";
     renewals: Counter "trunkline_token_renewals_total" "" "Tokens of sessions replaced by RENEW.";
     sessions_drained: Counter "trunkline_sessions_drained_total" "" "Sessions ended by a drain, to go on at another node.";
     messages_in: Counter "trunkline_messages_received_total" "" "SEND frames accepted from clients of this shard, PUSH_TO frames from workers, and pushes by HTTP.";
@@ -567,6 +568,7 @@ shard_stats! {
     mesh_unreachable: Counter "trunkline_mesh_unreachable_total" "" "Messages not queued for another node because its link had been down for 3 s.";
     mesh_duplicates: Counter "trunkline_mesh_records_duplicate_total" "" "Records that came again and were dropped.";
     mesh_unknown: Counter "trunkline_mesh_records_unknown_total" "" "Records of a kind this version does not know.";
+    mesh_carry_waits: Counter "trunkline_mesh_carry_waits_total" "" "Times a message for another node waited with its sender for room in the mailbox of the shard that has the link.";
     mesh_carried: Counter "trunkline_mesh_records_carried_total" "" "Records for other nodes handed to the shard that has the link.";
     mesh_carries_refused: Counter "trunkline_mesh_carries_refused_total" "" "Records another shard handed on that found no room on the link.";
     mesh_backs: Counter "trunkline_mesh_records_returned_total" "" "Records that went back to the shard that had handed them on: refused, or not confirmed when their stream ended.";

@@ -13,30 +13,35 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 const PAGE_BYTES: usize = 4_096;
-/// The one buffer group of a ring.
+/// The buffer group of a ring that every receive may pick from, and the one of large buffers.
 pub const BUFFER_GROUP: u16 = 0;
+pub(crate) const BULK_GROUP: u16 = 1;
 
 /// Buffers that belong to the kernel until a completion names one, and again from its release on.
 #[derive(Debug)]
 pub(crate) struct BufferRing {
     memory: NonNull<u8>,
     layout: Layout,
+    /// Of the ring: a power of two, and no fewer than there are buffers.
     entries: u16,
+    buffers: u16,
     buffer_bytes: u32,
     /// Entries published so far, modulo 2^16; the kernel sees it at the next [`BufferRing::publish`].
     tail: u16,
 }
 
 impl BufferRing {
-    /// Allocates `entries` (a power of two) buffers and registers them with the ring.
+    /// Allocates so many buffers, 32,768 at most, and registers them with the ring as that group.
     ///
     /// # Errors
     /// Those of `IORING_REGISTER_PBUF_RING`: `EINVAL` on a kernel before 5.19, `ENOMEM`.
-    pub(crate) fn register(ring: &IoUring, entries: u16, buffer_bytes: u32) -> io::Result<Self> {
-        assert!(entries.is_power_of_two(), "the kernel indexes the ring with a mask");
+    pub(crate) fn register(ring: &IoUring, group: u16, buffers: u16, buffer_bytes: u32) -> io::Result<Self> {
+        assert!((1..=1 << 15).contains(&buffers), "no ring has more entries");
         assert!(buffer_bytes > 0, "a buffer holds something");
+        // The kernel indexes the ring with a mask.
+        let entries = buffers.next_power_of_two();
         let ring_bytes = usize::from(entries) * size_of::<BufRingEntry>();
-        let bytes = ring_bytes.next_multiple_of(PAGE_BYTES) + usize::from(entries) * buffer_bytes as usize;
+        let bytes = ring_bytes.next_multiple_of(PAGE_BYTES) + usize::from(buffers) * buffer_bytes as usize;
         let layout = Layout::from_size_align(bytes, PAGE_BYTES).map_err(io::Error::other)?;
         // SAFETY: the layout has a size other than zero.
         let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
@@ -44,21 +49,21 @@ impl BufferRing {
             // SAFETY: `page` lies within the allocation, which nobody else has seen yet.
             unsafe { memory.as_ptr().add(page).write_volatile(0) };
         }
-        let mut buffers = BufferRing { memory, layout, entries, buffer_bytes, tail: 0 };
+        let mut ready = BufferRing { memory, layout, entries, buffers, buffer_bytes, tail: 0 };
         // SAFETY: the entries lie at the page-aligned start of `memory`, which this BufferRing owns. Its owner drops
         // the ring, and with it the registration, before the BufferRing (field order in `Ring`), so the kernel never
         // sees freed memory.
-        unsafe { ring.submitter().register_buf_ring_with_flags(memory.as_ptr() as u64, entries, BUFFER_GROUP, 0)? };
-        for id in 0..entries {
-            buffers.release(id);
+        unsafe { ring.submitter().register_buf_ring_with_flags(memory.as_ptr() as u64, entries, group, 0)? };
+        for id in 0..buffers {
+            ready.release(id);
         }
-        buffers.publish();
-        Ok(buffers)
+        ready.publish();
+        Ok(ready)
     }
 
     /// The first `len` bytes of a buffer that a completion has named and that has not been released since.
     pub(crate) fn bytes(&self, buf: u16, len: usize) -> &[u8] {
-        assert!(buf < self.entries && len <= self.buffer_bytes as usize);
+        assert!(buf < self.buffers && len <= self.buffer_bytes as usize);
         // SAFETY: in range by the assert, initialised at allocation. The kernel does not write to it: it gave the
         // buffer away with the completion and gets it back with `release`, which needs `&mut self` and so cannot happen
         // while the slice lives. Nor could it for a buffer of its own: it writes inside an enter of this thread only
@@ -68,7 +73,7 @@ impl BufferRing {
 
     /// The same bytes, to be changed where they lie.
     pub(crate) fn bytes_mut(&mut self, buf: u16, len: usize) -> &mut [u8] {
-        assert!(buf < self.entries && len <= self.buffer_bytes as usize);
+        assert!(buf < self.buffers && len <= self.buffer_bytes as usize);
         // SAFETY: in range by the assert, initialised at allocation. The kernel neither writes to it nor reads it: it
         // gave the buffer away with the completion and gets it back with `release`. No other slice lives, since this
         // borrows the whole BufferRing.
@@ -77,7 +82,7 @@ impl BufferRing {
 
     /// Gives a buffer back; the kernel sees it at the next `publish`.
     pub(crate) fn release(&mut self, buf: u16) {
-        assert!(buf < self.entries);
+        assert!(buf < self.buffers);
         let index = usize::from(self.tail & (self.entries - 1));
         // SAFETY: the index is below `entries`, so the entry lies within the allocation. The kernel reads entries below
         // the published tail only, and this one is above it. The entry is written field by field because its last field

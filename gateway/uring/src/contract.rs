@@ -160,19 +160,7 @@ impl Harness for RealRing {
     type Io = Uring;
 
     fn new(_seed: u64) -> Self {
-        let ring_fds: RingFds = Arc::new((0..RINGS).map(|_| OnceLock::new()).collect());
-        let mut addresses = Vec::new();
-        let rings = (0..RINGS).map(|ring| {
-            let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a port on the loopback");
-            let listeners: Vec<TcpListener> = (0..LISTENERS).map(bind).collect();
-            let address = |listener: &TcpListener| listener.local_addr().expect("a bound listener has an address");
-            addresses.push(listeners.iter().map(address).collect());
-            let waker = Arc::new(Waker::new().expect("an eventfd"));
-            Uring::new(ring as u16, &limits(), listeners.into_iter().map(Into::into).collect(), waker, ring_fds.clone())
-                .expect("a ring")
-        });
-        let rings = rings.collect();
-        RealRing { rings, addresses, clients: Vec::new() }
+        RealRing::with(&limits())
     }
 
     fn io(&mut self, ring: usize) -> &mut Uring {
@@ -231,6 +219,22 @@ impl Harness for RealRing {
 }
 
 impl RealRing {
+    fn with(limits: &Limits) -> Self {
+        let ring_fds: RingFds = Arc::new((0..RINGS).map(|_| OnceLock::new()).collect());
+        let mut addresses = Vec::new();
+        let rings = (0..RINGS).map(|ring| {
+            let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a port on the loopback");
+            let listeners: Vec<TcpListener> = (0..LISTENERS).map(bind).collect();
+            let address = |listener: &TcpListener| listener.local_addr().expect("a bound listener has an address");
+            addresses.push(listeners.iter().map(address).collect());
+            let waker = Arc::new(Waker::new().expect("an eventfd"));
+            Uring::new(ring as u16, limits, listeners.into_iter().map(Into::into).collect(), waker, ring_fds.clone())
+                .expect("a ring")
+        });
+        let rings = rings.collect();
+        RealRing { rings, addresses, clients: Vec::new() }
+    }
+
     fn stream(&mut self, client: usize) -> &mut TcpStream {
         self.clients[client].as_mut().expect("a client that has not left")
     }
@@ -763,6 +767,29 @@ fn a_multishot_receive_takes_all_until_it_is_cancelled<H: Harness>(mut rig: Rig<
     rig.expect_quiet();
 }
 
+fn a_receive_into_large_buffers_goes_on_where_there_are_none<H: Harness>(mut rig: Rig<H>) {
+    let (client, conn) = rig.connection(0);
+    let bytes = pattern(600);
+    rig.harness.write(client, &bytes);
+    rig.io(0).recv_bulk(conn);
+    let mut got = Vec::new();
+    while got.len() < bytes.len() {
+        let (result, more) = rig.expect_recv(0, conn);
+        match result {
+            Ok(part) => got.extend(part),
+            Err(error) => assert_eq!(error, errno::ENOBUFS),
+        }
+        if !more {
+            rig.io(0).recv_bulk(conn);
+        }
+    }
+    assert_eq!(got, bytes);
+    rig.io(0).read_cancel(conn, ReadOp::Bulk);
+    assert_eq!(rig.expect_recv(0, conn), (Err(errno::ECANCELED), false));
+    rig.harness.write(client, b"too late");
+    rig.expect_quiet();
+}
+
 fn a_cancelled_receive_ends_once<H: Harness>(mut rig: Rig<H>) {
     let (client, conn) = rig.connection(0);
     rig.io(0).recv(conn);
@@ -1069,6 +1096,7 @@ for_both! {
     single_receives_take_split_bytes_in_order
     a_receive_says_whether_there_was_more
     a_multishot_receive_takes_all_until_it_is_cancelled
+    a_receive_into_large_buffers_goes_on_where_there_are_none
     a_cancelled_receive_ends_once
     a_cancel_that_comes_too_late_is_none
     a_poll_reports_bytes_and_can_be_cancelled
@@ -1088,6 +1116,55 @@ for_both! {
     a_wake_reaches_the_other_ring_once
     a_tick_comes_once_and_not_early
     a_pause_comes_once_and_not_early_beside_the_tick
+}
+
+#[test]
+fn large_buffers_are_filled_and_are_apart_from_the_others() {
+    let limits = Limits { recv_buffers: 256, mesh_slots: 2, ..limits() };
+    assert_eq!((limits.bulk_buffers(), limits.bulk_bytes(), limits.buffers_in_bulk()), (2, 1_024, 32));
+    let mut rig =
+        Rig { harness: RealRing::with(&limits), seen: (0..RINGS).map(|_| VecDeque::new()).collect(), generation: 0 };
+    let (client, conn) = rig.connection(0);
+    let (other, small) = rig.connection(0);
+    let bytes = pattern(5_000);
+    rig.harness.write(client, &bytes);
+    rig.io(0).recv_bulk(conn);
+    let mut got = Vec::new();
+    let mut held = Vec::new();
+    // Both are filled, and when there is none left the receive ends and loses nothing.
+    let wanted = |completion: &Completion| matches!(completion, Completion::Recv { conn: of, .. } if *of == conn);
+    loop {
+        let Completion::Recv { result, buf, more, .. } = rig.expect(0, "a receive", wanted) else { unreachable!() };
+        match (result, buf) {
+            (Ok(len), Some(buf)) => {
+                assert_eq!(len, 1_024);
+                got.extend_from_slice(rig.io(0).buffer_mut(buf, len));
+                held.push(buf);
+            }
+            (result, _) => {
+                assert_eq!((result, more), (Err(errno::ENOBUFS), false));
+                break;
+            }
+        }
+    }
+    assert_eq!((held.len(), &got[..]), (2, &bytes[..2_048]));
+    // The others have theirs.
+    rig.harness.write(other, b"not much");
+    assert_eq!(rig.recv_all(0, small, 8), b"not much");
+    held.into_iter().for_each(|buf| rig.io(0).release(buf));
+    rig.io(0).recv_bulk(conn);
+    while got.len() < bytes.len() {
+        let (result, more) = rig.expect_recv(0, conn);
+        match result {
+            Ok(part) => got.extend(part),
+            Err(error) => assert_eq!(error, errno::ENOBUFS),
+        }
+        if !more {
+            rig.io(0).recv_bulk(conn);
+        }
+    }
+    assert_eq!(got, bytes);
+    rig.expect_quiet();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::buffers::BUFFER_GROUP;
-use crate::ring::{Ring, Shape};
+use crate::ring::{BULK_BUFFER, Ring, Shape};
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, TimeoutFlags, Timespec};
 use io_uring::{cqueue, opcode, squeue};
 use rustix::rand::GetRandomFlags;
@@ -67,6 +67,8 @@ enum Tag {
     AcceptWithPeer,
     /// A pause, beside the tick.
     Pause,
+    /// A multishot receive into large buffers, where there are some.
+    Bulk,
 }
 
 const TAG_SHIFT: u32 = 56;
@@ -93,6 +95,7 @@ impl Tag {
         Tag::DialFailed,
         Tag::AcceptWithPeer,
         Tag::Pause,
+        Tag::Bulk,
     ];
 
     fn with(self, rest: u64) -> u64 {
@@ -183,9 +186,12 @@ impl Uring {
             submissions: SQ_ENTRIES,
             completions: CQ_ENTRIES,
             slots: limits.slots(),
-            buffers: limits.recv_buffers,
+            buffers: limits.recv_buffers - limits.buffers_in_bulk(),
             buffer_bytes: limits.recv_buffer_bytes,
         })?;
+        if limits.bulk_buffers() > 0 {
+            ring.add_bulk(limits.bulk_buffers(), limits.bulk_bytes())?;
+        }
         ring.signal_to(&*waker)
             .map_err(|error| io::Error::new(error.kind(), format!("registering the eventfd: {error}")))?;
         ring_fds[usize::from(shard)].set(ring.as_raw_fd()).expect("each shard sets its own ring once");
@@ -307,13 +313,16 @@ impl Uring {
                 Completion::Accept { listener, result, more: false, peer }
             }
             Tag::Poll => Completion::Readable { conn: conn_of(user_data), result: unit() },
-            Tag::Recv | Tag::Multishot => Completion::Recv {
-                conn: conn_of(user_data),
-                result: count(),
-                buf: cqueue::buffer_select(entry.flags()).map(BufId),
-                more,
-                nonempty: cqueue::sock_nonempty(entry.flags()),
-            },
+            Tag::Recv | Tag::Multishot | Tag::Bulk => {
+                let large = if tag == Tag::Bulk && self.ring.bulk_group().is_some() { BULK_BUFFER } else { 0 };
+                Completion::Recv {
+                    conn: conn_of(user_data),
+                    result: count(),
+                    buf: cqueue::buffer_select(entry.flags()).map(|buf| BufId(buf | large)),
+                    more,
+                    nonempty: cqueue::sock_nonempty(entry.flags()),
+                }
+            }
             Tag::Send => self.sent(user_data as u32, count()),
             Tag::Shutdown => Completion::ShutDown { conn: conn_of(user_data) },
             Tag::Close => Completion::Closed { slot: user_data as u32 },
@@ -534,6 +543,12 @@ impl Io for Uring {
         self.push_plain(&entry.user_data(Tag::Multishot.of(conn)));
     }
 
+    fn recv_bulk(&mut self, conn: ConnId) {
+        let group = self.ring.bulk_group().unwrap_or(BUFFER_GROUP);
+        let entry = opcode::RecvMulti::new(Fixed(conn.slot), group).build();
+        self.push_plain(&entry.user_data(Tag::Bulk.of(conn)));
+    }
+
     fn read_cancel(&mut self, conn: ConnId, read: ReadOp) {
         // By user data, which the kernel finds by hash; by descriptor it would walk every armed operation of the ring.
         let target = match read {
@@ -541,6 +556,7 @@ impl Io for Uring {
             ReadOp::Poll => Tag::Poll,
             ReadOp::Recv => Tag::Recv,
             ReadOp::Multishot => Tag::Multishot,
+            ReadOp::Bulk => Tag::Bulk,
         };
         self.push_plain(&opcode::AsyncCancel::new(target.of(conn)).build().user_data(Tag::Ignore.with(0)));
     }

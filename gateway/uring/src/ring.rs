@@ -1,6 +1,6 @@
 //! A ring with its table of direct descriptors and its receive buffers: what every driver has below it.
 
-use crate::buffers::BufferRing;
+use crate::buffers::{BUFFER_GROUP, BULK_GROUP, BufferRing};
 use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{Ordering, fence};
@@ -16,11 +16,14 @@ pub struct Shape {
     pub completions: u32,
     /// Direct descriptors; the kernel allows at most the process's limit of open files.
     pub slots: u32,
-    /// Receive buffers, a power of two, at most 32,768.
+    /// Receive buffers, at most 32,768.
     pub buffers: u16,
     /// Bytes of each receive buffer, not 0.
     pub buffer_bytes: u32,
 }
+
+/// Set in the number of a large receive buffer.
+pub(crate) const BULK_BUFFER: u16 = 1 << 15;
 
 /// What the kernel refuses of a ring.
 #[derive(Debug)]
@@ -65,6 +68,7 @@ pub struct Ring {
     // Fields are dropped in this order: the ring is closed before the buffers it was told about are freed.
     io: IoUring,
     buffers: BufferRing,
+    bulk: Option<BufferRing>,
 }
 
 impl Ring {
@@ -85,9 +89,33 @@ impl Ring {
         io.submitter()
             .register_files_sparse(shape.slots)
             .map_err(lacks("a table of direct descriptors of that size"))?;
-        let buffers =
-            BufferRing::register(&io, shape.buffers, shape.buffer_bytes).map_err(lacks("provided-buffer rings"))?;
-        Ok(Ring { io, buffers })
+        let buffers = BufferRing::register(&io, BUFFER_GROUP, shape.buffers, shape.buffer_bytes)
+            .map_err(lacks("provided-buffer rings"))?;
+        Ok(Ring { io, buffers, bulk: None })
+    }
+
+    /// Adds so many large receive buffers, for reads that ask for one.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn add_bulk(&mut self, buffers: u16, buffer_bytes: u32) -> io::Result<()> {
+        self.bulk = Some(BufferRing::register(&self.io, BULK_GROUP, buffers, buffer_bytes)?);
+        Ok(())
+    }
+
+    /// The group of large receive buffers, if there is one.
+    #[inline]
+    pub fn bulk_group(&self) -> Option<u16> {
+        self.bulk.as_ref().map(|_| BULK_GROUP)
+    }
+
+    /// Where a receive buffer is, and its number there.
+    #[inline]
+    fn place(&mut self, buffer: u16) -> (&mut BufferRing, u16) {
+        match &mut self.bulk {
+            Some(bulk) if buffer & BULK_BUFFER != 0 => (bulk, buffer & !BULK_BUFFER),
+            _ => (&mut self.buffers, buffer),
+        }
     }
 
     /// Where entries are queued.
@@ -146,7 +174,10 @@ impl Ring {
     /// If there is no such buffer, or it is shorter.
     #[inline]
     pub fn bytes(&self, buffer: u16, len: usize) -> &[u8] {
-        self.buffers.bytes(buffer, len)
+        match &self.bulk {
+            Some(bulk) if buffer & BULK_BUFFER != 0 => bulk.bytes(buffer & !BULK_BUFFER, len),
+            _ => self.buffers.bytes(buffer, len),
+        }
     }
 
     /// The same bytes, to be changed where they lie.
@@ -155,7 +186,8 @@ impl Ring {
     /// As [`Ring::bytes`].
     #[inline]
     pub fn bytes_mut(&mut self, buffer: u16, len: usize) -> &mut [u8] {
-        self.buffers.bytes_mut(buffer, len)
+        let (buffers, number) = self.place(buffer);
+        buffers.bytes_mut(number, len)
     }
 
     /// Gives a receive buffer back, once for each completion that has named it. The kernel sees it after
@@ -165,13 +197,17 @@ impl Ring {
     /// If there is no such buffer.
     #[inline]
     pub fn release(&mut self, buffer: u16) {
-        self.buffers.release(buffer);
+        let (buffers, number) = self.place(buffer);
+        buffers.release(number);
     }
 
     /// Shows the kernel which buffers were released. To be called before an enter.
     #[inline]
     pub fn publish(&mut self) {
         self.buffers.publish();
+        if let Some(bulk) = &mut self.bulk {
+            bulk.publish();
+        }
     }
 }
 

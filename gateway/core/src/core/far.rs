@@ -19,7 +19,9 @@ use crate::ids::Origin;
 use crate::io::ConnId;
 use crate::mailbox::{Outgoing, Record};
 use crate::mesh::peers::{FarError, GivenBack, Mesh, Placed};
-use crate::mesh::wire::{Address, PUSH_SINCE, Record as FarRecord, Seat, flags as far_flags, shards_of};
+use crate::mesh::wire::{
+    Address, Deliver, Entry, Message, PUSH_SINCE, Record as FarRecord, Seat, flags as far_flags, shards_of,
+};
 use crate::mesh_news::MeshNews;
 use trunkline_proto::{Code, Header, Outcome, flags};
 use trunkline_router_core::hash::home_shard;
@@ -126,8 +128,8 @@ impl Shard {
         }
         let flags = flags_of(acked, message.extra);
         let origin = self.address(origin);
-        let record = FarRecord::Message { origin, from, to, id, hops: path.hops, flags, payload };
-        if self.send_far(node, shard, &record).is_err() {
+        let record = Message { origin, from, to, id, hops: path.hops, flags, payload };
+        if queue(&mut self.mesh, &mut self.links, &mut self.outgoing, node, shard, &record).is_err() {
             return self.refuse(message);
         }
         self.links.stats.messages_away.add(1);
@@ -247,14 +249,27 @@ impl Shard {
         }
     }
 
+    /// A message from another node, come over a link of this shard: for the home shard of its recipient.
+    #[inline]
+    pub(crate) fn message_from(&mut self, from: NodeKey, message: &Message<'_>) {
+        if self.shard_of(message.to) == self.shard {
+            return self.far_message(from, message);
+        }
+        self.far_record(from, &message.record());
+    }
+
+    /// A copy of a message from its recipient's home, come over a link of this shard: for the shard with the session.
+    #[inline]
+    pub(crate) fn copy_from(&mut self, from: NodeKey, copy: &Deliver<'_>) {
+        if copy.seat.shard == self.shard {
+            return self.far_copy(from, copy);
+        }
+        self.far_record(from, &copy.record());
+    }
+
     /// A record from another node, come over a link of this shard. It is for the shard it names, or for the home shard
     /// of its user.
     pub(crate) fn far_record(&mut self, from: NodeKey, record: &FarRecord<'_>) {
-        if let FarRecord::Message { to, .. } = record
-            && self.shard_of(*to) == self.shard
-        {
-            return self.far_message(from, record);
-        }
         let record = *record;
         let shard = match record {
             FarRecord::Message { to, .. } => self.shard_of(to),
@@ -345,48 +360,56 @@ impl Shard {
 
     /// A message from another node for a user of this shard.
     #[inline]
-    fn far_message(&mut self, node: NodeKey, record: &FarRecord<'_>) {
-        let FarRecord::Message { origin, from, to, id, hops, flags, payload } = *record else { return };
+    fn far_message(&mut self, node: NodeKey, message: &Message<'_>) {
+        let Message { origin, from, to, id, hops, flags, payload } = *message;
         let acked = flags & far_flags::ACK != 0;
         let extra = extra_of(flags);
         let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, extra, payload };
         self.arrive(&message, Path { via: node, hops: hops.saturating_add(1) });
     }
 
+    /// A copy of a message for a session of this shard.
+    #[inline]
+    fn far_copy(&mut self, node: NodeKey, copy: &Deliver<'_>) {
+        let Deliver { seat, user, session, id, from, stamp, flags, payload } = *copy;
+        if !self.serving {
+            // It waited here while this node was cut off or paused: its sender may have been told that it failed.
+            self.links.stats.fenced.add(1);
+            return self.links.stats.copies_dropped.add(1);
+        }
+        match self.links.slots.get(seat.conn) {
+            Some(conn) if conn.phase == Phase::Open && conn.user == user => {
+                let header = delivery(flags, id, from, stamp);
+                match self.links.queue_message(seat.conn.slot, &header, payload) {
+                    Queued::Yes => self.links.stats.deliveries.add(1),
+                    Queued::OutboxFull => {
+                        self.links.stats.copies_dropped.add(1);
+                        if self.desk.is_some() {
+                            self.answer_far(node, user, &FarRecord::Held { user, session, stamp });
+                        }
+                    }
+                }
+            }
+            _ => {
+                self.links.stats.deliver_to_gone.add(1);
+                self.answer_far(node, user, &FarRecord::Gone { user, session });
+            }
+        }
+    }
+
     /// A record from another node for this shard.
     pub(crate) fn far_here(&mut self, from: NodeKey, record: FarRecord<'_>) {
         let node = from;
         match record {
-            FarRecord::Message { .. } => self.far_message(node, &record),
+            FarRecord::Message { origin, from, to, id, hops, flags, payload } => {
+                self.far_message(node, &Message { origin, from, to, id, hops, flags, payload });
+            }
             FarRecord::Fate { origin, id, peer, outcome, stamp } => match Outcome::from_u16(outcome) {
                 Some(outcome) => self.settle_away(Self::origin_at(origin), id, peer, outcome, stamp),
                 None => self.links.stats.mesh_misrouted.add(1),
             },
-            // A copy that waited here while this node was cut off or paused: its sender may have been told that it
-            // failed.
-            FarRecord::Deliver { .. } if !self.serving => {
-                self.links.stats.fenced.add(1);
-                self.links.stats.copies_dropped.add(1);
-            }
             FarRecord::Deliver { seat, user, session, id, from, stamp, flags, payload } => {
-                let header = delivery(flags, id, from, stamp);
-                match self.links.slots.get(seat.conn) {
-                    Some(conn) if conn.phase == Phase::Open && conn.user == user => {
-                        match self.links.queue_message(seat.conn.slot, &header, payload) {
-                            Queued::Yes => self.links.stats.deliveries.add(1),
-                            Queued::OutboxFull => {
-                                self.links.stats.copies_dropped.add(1);
-                                if self.desk.is_some() {
-                                    self.answer_far(node, user, &FarRecord::Held { user, session, stamp });
-                                }
-                            }
-                        }
-                    }
-                    _ => {
-                        self.links.stats.deliver_to_gone.add(1);
-                        self.answer_far(node, user, &FarRecord::Gone { user, session });
-                    }
-                }
+                self.far_copy(node, &Deliver { seat, user, session, id, from, stamp, flags, payload });
             }
             FarRecord::Ack { user, id, peer, stamp, session, hops, cumulative } => {
                 self.far_ack(node, Ack { user, id, peer, stamp, session, cumulative }, hops);
@@ -663,10 +686,12 @@ pub(crate) fn queue(
     outgoing: &mut Outgoing,
     node: NodeKey,
     shard: u16,
-    record: &FarRecord<'_>,
+    record: &impl Entry,
 ) -> Result<(), FarError> {
     let result = match mesh.as_mut().ok_or(FarError::Unknown)?.queue(node, shard, record) {
-        Ok(Placed::Carried(carrier)) => hand_on(links, outgoing, carrier, node, record).map(|()| Placed::Waits),
+        Ok(Placed::Carried(carrier)) => {
+            hand_on(links, outgoing, carrier, node, &record.record()).map(|()| Placed::Waits)
+        }
         result => result,
     };
     match result {
@@ -724,7 +749,7 @@ pub(crate) fn queue_copy(
     let RemoteSession { node, shard, conn, user, session, .. } = *remote;
     let (Header { id, stamp, .. }, from) = (*header, sender(header));
     let flags = header.flags & (flags::ACK | flags::AGAIN | flags::REPLAY | flags::SELF);
-    let record = FarRecord::Deliver { seat: Seat { shard, conn }, user, session, id, from, stamp, flags, payload };
+    let record = Deliver { seat: Seat { shard, conn }, user, session, id, from, stamp, flags, payload };
     match queue(mesh, links, outgoing, node, shard, &record) {
         Ok(()) => Queued::Yes,
         Err(_) => Queued::OutboxFull,

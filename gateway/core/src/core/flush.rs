@@ -29,8 +29,9 @@ impl<I: Io> Core<I> {
             }
             return self.count_stale(id);
         };
+        let read = conn.read;
         if !rest.more {
-            if conn.read == ReadOp::Multishot {
+            if matches!(conn.read, ReadOp::Multishot | ReadOp::Bulk) {
                 links.stats.hot.sub(1);
             }
             conn.read = ReadOp::None;
@@ -56,6 +57,8 @@ impl<I: Io> Core<I> {
                 self.shard.received_wrapped(id.slot, bytes);
             }
             (Ok(_), None) => unreachable!("the kernel fills a buffer it picked"),
+            // A link has brought more than a turn takes of it: what is left comes with the next.
+            (Err(errno::ENOBUFS), _) if read == ReadOp::Bulk => {}
             (Err(errno::ENOBUFS), _) => {
                 links.stats.ring_enobufs.add(1);
                 links.stats.limit_recv_buffers.add(1);
@@ -232,7 +235,7 @@ impl<I: Io> Core<I> {
                 conn.flags.set(ConnFlags::READ_CANCELLED);
                 self.io.read_cancel(id, ReadOp::Multishot);
             }
-            ReadOp::Poll | ReadOp::Recv | ReadOp::Multishot => {}
+            ReadOp::Poll | ReadOp::Recv | ReadOp::Multishot | ReadOp::Bulk => {}
         }
     }
 

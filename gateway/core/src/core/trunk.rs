@@ -5,6 +5,7 @@
 //! that a turn has for one node is one send.
 
 use super::Core;
+use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
 use crate::io::{ConnId, HandoverToken, Io, OpResult, ReadOp, SendId};
 use crate::limits::MAIL_TURN_BYTES;
@@ -12,7 +13,8 @@ use crate::mailbox::{Arrival, NotTaken};
 use crate::mesh::handshake::Acceptor;
 use crate::mesh::link::Outgoing;
 use crate::mesh::peers::Step;
-use crate::mesh::wire::Unit;
+use crate::mesh::seal::Forged;
+use crate::mesh::wire::{Deliver, Entry, MeshViolation, Message, Taker, Unit};
 use crate::mesh_news::LinkNews;
 use crate::mesh_news::MeshNews;
 use crate::outbox::Outbox;
@@ -21,6 +23,60 @@ use std::net::IpAddr;
 /// A send to another node: what the connection's place for a send holds of it.
 fn sending(send: SendId, len: usize, offset: usize) -> Box<Outbox> {
     Outbox::of_send(send, len, offset)
+}
+
+/// What ends a link at its receiving end.
+enum Broken {
+    /// Somebody on the way has changed what came. The stream lives on.
+    Forged,
+    /// The peer broke the protocol, and the stream has ended.
+    Violated(MeshViolation),
+}
+
+impl From<Forged> for Broken {
+    fn from(Forged: Forged) -> Self {
+        Broken::Forged
+    }
+}
+
+/// What comes on a link, on its way to where it belongs.
+struct FromNode<'s> {
+    shard: &'s mut Shard,
+    link: u32,
+    now_ms: u64,
+}
+
+impl Taker for FromNode<'_> {
+    fn take(&mut self, unit: Unit<'_>) -> Result<(), MeshViolation> {
+        let Some((node, link)) = self.shard.mesh.as_mut().and_then(|mesh| mesh.link(self.link)) else { return Ok(()) };
+        match &unit {
+            Unit::Record(record) => {
+                if link.takes(record.encoded_len(), self.now_ms) {
+                    self.shard.far_record(node, record);
+                }
+            }
+            _ => _ = link.accept(unit, self.now_ms)?,
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn take_message(&mut self, message: Message<'_>) -> Result<(), MeshViolation> {
+        let Some((node, link)) = self.shard.mesh.as_mut().and_then(|mesh| mesh.link(self.link)) else { return Ok(()) };
+        if link.takes(message.encoded_len(), self.now_ms) {
+            self.shard.message_from(node, &message);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn take_copy(&mut self, copy: Deliver<'_>) -> Result<(), MeshViolation> {
+        let Some((node, link)) = self.shard.mesh.as_mut().and_then(|mesh| mesh.link(self.link)) else { return Ok(()) };
+        if link.takes(copy.encoded_len(), self.now_ms) {
+            self.shard.copy_from(node, &copy);
+        }
+        Ok(())
+    }
 }
 
 impl<I: Io> Core<I> {
@@ -68,8 +124,8 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// Bytes of another node. They are the kernel's buffer: nothing of them is kept but the beginning of a record whose
-    /// rest has not come.
+    /// Bytes of another node. They are the kernel's buffer, and opened where they lie: nothing of them is kept but the
+    /// beginning of a record whose rest has not come.
     pub(super) fn on_node_bytes(&mut self, slot: u32, buf: crate::io::BufId, len: usize) {
         let now_ms = self.shard.now.mono_ms;
         let random = match self.shard.mesh.as_ref().is_some_and(|mesh| mesh.link_of(slot).is_some()) {
@@ -77,41 +133,37 @@ impl<I: Io> Core<I> {
             false => self.io.random(),
         };
         let Core { io, shard, .. } = self;
-        let mut bytes = io.buffer(buf, len);
+        let mut bytes = io.buffer_mut(buf, len);
         shard.links.stats.mesh_bytes_in.add(len as u64);
         let Some(mesh) = &mut shard.mesh else { return };
         if mesh.link_of(slot).is_none() {
             match mesh.shake(slot, bytes, now_ms, random) {
                 Step::Wait | Step::HandOver { .. } | Step::Refused => return shard.links.mark_dirty(slot),
-                Step::Up { consumed } => bytes = &bytes[consumed..],
+                Step::Up { consumed } => bytes = &mut bytes[consumed..],
             }
         }
         shard.links.mark_dirty(slot);
         let Some(id) = mesh.link_of(slot).filter(|_| !bytes.is_empty()) else { return };
-        let Ok(opened) = mesh.open(slot, bytes) else {
-            let id = shard.links.slots.id(slot);
-            return self.node_broken(id);
-        };
-        let bytes = opened.as_deref().unwrap_or(bytes);
         let Some((_, link)) = mesh.link(id) else { return };
         let Some(mut inbound) = link.begin_receive(now_ms) else { return };
-        let result = inbound.feed(bytes, |unit: Unit<'_>| {
-            let Some((node, link)) = shard.mesh.as_mut().and_then(|mesh| mesh.link(id)) else { return Ok(()) };
-            match &unit {
-                // Not moved on the way: most of what comes are these.
-                Unit::Record(record) => {
-                    if link.takes(record, now_ms) {
-                        shard.far_record(node, record);
-                    }
-                }
-                _ => _ = link.accept(unit, now_ms)?,
-            }
-            Ok(())
-        });
-        if let Some(mesh) = &mut shard.mesh {
-            mesh.end_receive(slot, id, inbound, result);
-            if let Some(opened) = opened {
-                mesh.put_opened(opened);
+        let mut sealing = mesh.take_sealing(slot);
+        let mut from = FromNode { shard, link: id, now_ms };
+        let result = match &mut sealing {
+            None => inbound.feed_to(bytes, &mut from).map_err(Broken::Violated),
+            Some(keys) => keys.open(bytes, |data| inbound.feed_to(data, &mut from).map_err(Broken::Violated)),
+        };
+        let Some(mesh) = &mut shard.mesh else { return };
+        if let Some(sealing) = sealing {
+            mesh.put_sealing(slot, sealing);
+        }
+        match result {
+            Ok(()) => _ = mesh.end_receive(slot, id, inbound, Ok(())),
+            Err(Broken::Violated(violation)) => _ = mesh.end_receive(slot, id, inbound, Err(violation)),
+            Err(Broken::Forged) => {
+                mesh.end_receive(slot, id, inbound, Ok(()));
+                mesh.note_forged();
+                let id = shard.links.slots.id(slot);
+                self.node_broken(id);
             }
         }
     }
@@ -168,7 +220,13 @@ impl<I: Io> Core<I> {
         // A connection that may be handed over must not have a read that goes on by itself.
         let up = mesh.link_of(slot).is_some();
         if conn.read == ReadOp::None && !conn.flags.has(ConnFlags::OP_PENDING) {
-            if up {
+            // As many as there are buffers: one that finds none, since others have brought much, is read a turn later.
+            let most = links.limits.bulk_buffers().into();
+            if up && mesh.takes_bulk(slot, most) {
+                conn.read = ReadOp::Bulk;
+                links.stats.hot.add(1);
+                self.io.recv_bulk(id);
+            } else if up {
                 conn.read = ReadOp::Multishot;
                 links.stats.hot.add(1);
                 self.io.recv_multishot(id);

@@ -162,6 +162,8 @@ pub trait Io {
     fn recv(&mut self, conn: ConnId);
     /// Reads until cancelled.
     fn recv_multishot(&mut self, conn: ConnId);
+    /// The same into the large receive buffers, which are few; into those of all where there are none.
+    fn recv_bulk(&mut self, conn: ConnId);
     /// Ends the read of the connection, whichever it is; its final completion follows.
     fn read_cancel(&mut self, conn: ConnId, read: ReadOp);
     /// Sends `buf[offset..]`; the buffer comes back with the completion.
@@ -209,4 +211,6 @@ pub enum ReadOp {
     Recv,
     /// A multishot receive: the connection is hot.
     Multishot,
+    /// A multishot receive into large buffers: a link to another node that brings much.
+    Bulk,
 }

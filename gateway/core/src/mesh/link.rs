@@ -28,7 +28,7 @@ mod chunk;
 mod tests;
 
 use super::handshake::ResumeState;
-use super::wire::{Inbound, MeshViolation, Record, Unit, goodbye_frame, heartbeat_frame};
+use super::wire::{Entry, Inbound, MeshViolation, Record, Unit, goodbye_frame, heartbeat_frame};
 use crate::metrics::Times;
 use chunk::Chunk;
 use std::collections::VecDeque;
@@ -46,8 +46,10 @@ pub(crate) const RECONNECT_MS_MIN: u64 = 50;
 pub(crate) const RECONNECT_MS_MAX: u64 = 2_000;
 /// A chunk takes no further record beyond this: what one send carries, sealed or not, and what has to be sent again at
 /// most for one lost byte. A buffer of that length is taken again for the next one, and need not grow by being copied.
-const CHUNK_BYTES_MAX: usize = 128 << 10;
+const CHUNK_BYTES_MAX: usize = (128 << 10) - 512;
 const _: () = assert!(CHUNK_BYTES_MAX <= super::wire::RECORD_BYTES_MAX);
+// Sealed it is eight records, and 128 KiB.
+const _: () = assert!(CHUNK_BYTES_MAX + super::wire::BATCH_HEADER_BYTES <= 8 * super::seal::SEND_BYTES);
 /// Buffers of confirmed chunks that are kept for the next ones, until a heartbeat.
 const SPARES_MAX: usize = 4;
 /// Smaller ones are not worth it.
@@ -233,7 +235,7 @@ impl Link {
     /// # Errors
     /// [`LinkFull`]; what becomes of the record is the caller's to decide and to count.
     #[inline]
-    pub(crate) fn queue(&mut self, record: &Record<'_>) -> Result<(), LinkFull> {
+    pub(crate) fn queue(&mut self, record: &impl Entry) -> Result<(), LinkFull> {
         if !record.fits() {
             self.stats.refused += 1;
             return Err(LinkFull::RecordTooLong);
@@ -357,7 +359,7 @@ impl Link {
             self.bytes -= chunk.cost();
             if let Some(chunk) = self.chunks.pop_front() {
                 let buf = chunk.into_buf();
-                let kept = SPARE_BYTES_MIN..=2 * CHUNK_BYTES_MAX;
+                let kept = SPARE_BYTES_MIN..=256 << 10;
                 if self.spares.len() < SPARES_MAX && kept.contains(&buf.capacity()) {
                     self.spares.push(buf);
                 }
@@ -412,7 +414,7 @@ impl Link {
     pub(crate) fn accept<'u>(&mut self, unit: Unit<'u>, now_ms: u64) -> Result<Option<Record<'u>>, MeshViolation> {
         match unit {
             Unit::Record(record) => {
-                if self.takes(&record, now_ms) {
+                if self.takes(record.encoded_len(), now_ms) {
                     return Ok(Some(record));
                 }
             }
@@ -440,10 +442,9 @@ impl Link {
         Ok(None)
     }
 
-    /// Counts a record that has come; false for one that has been received before.
+    /// Counts a record of so many bytes that has come; false for one that has been received before.
     #[inline]
-    pub(crate) fn takes(&mut self, record: &Record<'_>, now_ms: u64) -> bool {
-        let len = record.encoded_len();
+    pub(crate) fn takes(&mut self, len: usize, now_ms: u64) -> bool {
         let new = self.is_new(len, now_ms);
         if new {
             self.stats.records_in += 1;

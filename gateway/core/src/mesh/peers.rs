@@ -28,9 +28,9 @@ mod tests;
 
 use super::handshake::{Acceptor, Dialer, Identity, Secrets};
 use super::link::{DEAD_AFTER_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing};
-use super::seal::{Forged, Sealing};
+use super::seal::Sealing;
 use super::spread::Spread;
-use super::wire::{Record, goodbye};
+use super::wire::{Entry, Record, goodbye};
 use crate::ids::NodeKey;
 use carrier::Carrier;
 pub(crate) use carrier::{Placed, word};
@@ -235,9 +235,14 @@ struct Wire {
     stage: Stage,
     /// Handshake frames to be sent, before anything of the link; behind them, on a link that is sealed, what it says.
     out: Vec<u8>,
+    /// What was sealed last, all of it sent: memory for the next, with what it held.
+    sealed: Vec<u8>,
     lent: Lent,
-    /// The keys of a link that is up, unless it is in clear. What it sends goes through `out`.
+    /// The keys of a link that is up, unless it is in clear. What it sends goes through `sealed`, and what the kernel
+    /// leaves of that through `out`.
     sealing: Option<Box<Sealing>>,
+    /// It is read into large buffers.
+    bulk: bool,
     /// Who connected; `None` for what was dialed, or has come from another shard.
     from: Option<IpAddr>,
     /// Grows with each connection.
@@ -293,8 +298,6 @@ pub(crate) struct Mesh {
     /// Handshakes that failed, by what they failed with; and the numbers of links that are no more.
     failed: HashMap<&'static str, u64>,
     past: LinkStats,
-    /// Memory for what came sealed, while nothing does.
-    opened: Vec<u8>,
 }
 
 impl Mesh {
@@ -328,7 +331,6 @@ impl Mesh {
             told_ms: 0,
             failed: HashMap::new(),
             past: LinkStats::default(),
-            opened: Vec::new(),
         }
     }
 
@@ -405,42 +407,32 @@ impl Mesh {
         // The link keeps what it has said until the peer has confirmed it; what the kernel is given is a sealed copy.
         let Outgoing { buf, offset } = sending;
         let taken = (buf.len() - offset).min(SEALED_BYTES_MAX);
-        sealing.seal(&buf[offset..offset + taken], &mut wire.out);
+        let mut sealed = std::mem::take(&mut wire.sealed);
+        sealing.seal(&buf[offset..offset + taken], &mut sealed);
         wire.lent = Lent::Out;
-        let sealed = Outgoing { buf: std::mem::take(&mut wire.out), offset: 0 };
         link.sent(buf, taken);
         self.recount(id);
-        Some(sealed)
+        Some(Outgoing { buf: sealed, offset: 0 })
     }
 
-    /// Opens what has come on the connection of a link that is up: `None` for one in clear, else what was in it. The
-    /// memory goes back with
-    /// [`Mesh::put_opened`].
-    ///
-    /// # Errors
-    /// Somebody on the way has changed it. The connection is to be closed; the stream lives on.
-    pub(crate) fn open(&mut self, slot: u32, bytes: &[u8]) -> Result<Option<Vec<u8>>, Forged> {
-        let sealing = self.wires.get_mut(&slot).and_then(|wire| wire.sealing.as_mut());
-        let Some(sealing) = sealing else { return Ok(None) };
-        let mut opened = std::mem::take(&mut self.opened);
-        opened.clear();
-        match sealing.open(bytes, &mut opened) {
-            Ok(()) => Ok(Some(opened)),
-            Err(forged) => {
-                *self.failed.entry("forged").or_default() += 1;
-                tracing::warn!(
-                    "a link is closed: what came on it was not sealed by its peer, or was changed on the way"
-                );
-                Err(forged)
-            }
+    /// Takes the keys of a link that is up, to open what has come on its connection; `None` for one in clear. They go
+    /// back with [`Mesh::put_sealing`] before anything is sent: what is in the records is handled meanwhile, and that
+    /// needs all of this.
+    pub(crate) fn take_sealing(&mut self, slot: u32) -> Option<Box<Sealing>> {
+        self.wires.get_mut(&slot).and_then(|wire| wire.sealing.take())
+    }
+
+    /// See [`Mesh::take_sealing`].
+    pub(crate) fn put_sealing(&mut self, slot: u32, sealing: Box<Sealing>) {
+        if let Some(wire) = self.wires.get_mut(&slot) {
+            wire.sealing = Some(sealing);
         }
     }
 
-    /// See [`Mesh::open`].
-    pub(crate) fn put_opened(&mut self, mut opened: Vec<u8>) {
-        opened.clear();
-        opened.shrink_to(SEALED_BYTES_MAX);
-        self.opened = opened;
+    /// Somebody on the way has changed what came on a connection, which is to be closed. The stream lives on.
+    pub(crate) fn note_forged(&mut self) {
+        *self.failed.entry("forged").or_default() += 1;
+        tracing::warn!("a link is closed: what came on it was not sealed by its peer, or was changed on the way");
     }
 
     /// Takes the buffer of a send back, of which the kernel took `taken` bytes from `offset` on.
@@ -448,8 +440,11 @@ impl Mesh {
         let Some(wire) = self.wires.get_mut(&slot) else { return };
         match std::mem::replace(&mut wire.lent, Lent::Nothing) {
             Lent::Nothing => {}
+            Lent::Out if offset + taken == buf.len() && wire.out.is_empty() && wire.sealing.is_some() => {
+                wire.sealed = buf;
+            }
             Lent::Out => {
-                // Frames of a handshake that was cut in two by a full socket buffer.
+                // Cut in two by a full socket buffer; or a handshake's.
                 buf.drain(..offset + taken);
                 buf.append(&mut wire.out);
                 wire.out = buf;
@@ -471,15 +466,15 @@ impl Mesh {
     /// # Errors
     /// [`FarError`]; what becomes of the record is the caller's to decide and to count.
     #[inline]
-    pub(crate) fn queue(&mut self, node: NodeKey, shard: u16, record: &Record<'_>) -> Result<Placed, FarError> {
+    pub(crate) fn queue(&mut self, node: NodeKey, shard: u16, record: &impl Entry) -> Result<Placed, FarError> {
         let place = self.place_of(node).ok_or(FarError::Unknown)?;
         let peer = &mut self.peers[place];
         let at = peer.by_shard.get(usize::from(shard)).ok_or(FarError::Unknown)?;
         if let Some(carrier) = &mut peer.carrier {
-            return carrier.place(record, &self.config.link);
+            return carrier.place(&record.record(), &self.config.link);
         }
         let id = peer.links[usize::from(*at)];
-        match *record {
+        match record.record() {
             Record::SettledShards { from, digest, .. } if peer.gathers() => return self.gather(id, from, digest),
             Record::Register { seat, .. } => self.say_before(id, seat.shard)?,
             _ => {}
@@ -644,6 +639,15 @@ impl Mesh {
         let said = |wire: &Wire| wire.sealing.is_none() || (wire.out.is_empty() && wire.lent == Lent::Nothing);
         let links = self.links.iter().flatten().all(|link| link.link.has_left());
         links && self.wires.values().all(|wire| !matches!(wire.stage, Stage::Up { .. }) || said(wire))
+    }
+
+    /// Whether the connection of a link that is up is to be read into large buffers, of which there are enough for so
+    /// many: the first ones that come, for as long as they last.
+    pub(crate) fn takes_bulk(&mut self, slot: u32, most: usize) -> bool {
+        let taken = self.wires.values().filter(|wire| wire.bulk).count();
+        let Some(wire) = self.wires.get_mut(&slot) else { return false };
+        wire.bulk |= taken < most;
+        wire.bulk
     }
 
     /// Slots of all connections.

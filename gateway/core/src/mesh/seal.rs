@@ -24,11 +24,11 @@ use zeroize::Zeroize;
 const RECORD_BYTES_MAX: usize = 1 << 14;
 const HEAD_BYTES: usize = 2;
 const TAG_BYTES: usize = 16;
+/// Bytes of data in one record of a long send: sealed, four of them fill a large receive buffer, and none lies in two.
+pub(super) const SEND_BYTES: usize = RECORD_BYTES_MAX - HEAD_BYTES - TAG_BYTES;
 const IV_BYTES: usize = 12;
 /// Records under one key.
 const RECORDS_PER_KEY: u64 = 1 << 22;
-/// Memory beyond this that a burst took for its records is given back after it.
-const PARTIAL_BYTES_KEPT: usize = 64 << 10;
 
 /// A record that its key does not open, or none at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,13 @@ impl Direction {
         self.sequence += 1;
         Nonce::assume_unique_for_key(nonce)
     }
+
+    /// Opens a whole record where it lies.
+    fn open<'r>(&mut self, record: &'r mut [u8]) -> Result<&'r [u8], Forged> {
+        let (head, sealed) = record.split_first_chunk_mut::<HEAD_BYTES>().ok_or(Forged)?;
+        let nonce = self.next_nonce();
+        self.key.open_in_place(nonce, Aad::from(*head), sealed).map(|data| &*data).map_err(|_| Forged)
+    }
 }
 
 impl Drop for Direction {
@@ -103,52 +110,69 @@ impl Sealing {
         Sealing { out, inward, partial: Vec::new() }
     }
 
-    /// Appends bytes to what is to be sent.
-    pub(crate) fn seal(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        out.reserve(bytes.len() + bytes.len().div_ceil(RECORD_BYTES_MAX) * (HEAD_BYTES + TAG_BYTES));
-        for data in bytes.chunks(RECORD_BYTES_MAX) {
+    /// Fills `sealed` with the records of these bytes. What it held before is written over: a buffer that comes again
+    /// with its old bytes has to be made longer and not to be cleared first.
+    pub(crate) fn seal(&mut self, bytes: &[u8], sealed: &mut Vec<u8>) {
+        sealed.resize(bytes.len() + bytes.len().div_ceil(SEND_BYTES) * (HEAD_BYTES + TAG_BYTES), 0);
+        let mut rest = &mut sealed[..];
+        for data in bytes.chunks(SEND_BYTES) {
+            let (record, behind) = rest.split_at_mut(HEAD_BYTES + data.len() + TAG_BYTES);
+            rest = behind;
             let head = ((data.len() + TAG_BYTES) as u16).to_be_bytes();
-            out.extend_from_slice(&head);
-            let begin = out.len();
-            out.extend_from_slice(data);
+            let (at, content) = record.split_at_mut(HEAD_BYTES);
+            at.copy_from_slice(&head);
+            let (sealed, tag) = content.split_at_mut(data.len());
             let nonce = self.out.next_nonce();
-            let sealed = self.out.key.seal_in_place_separate_tag(nonce, Aad::from(head), &mut out[begin..]);
+            // From where it is kept to where it is sent from: copied first and sealed there it would be gone through
+            // twice.
+            let done = self.out.key.seal_out_of_place_scatter(nonce, Aad::from(head), data, sealed, &[], tag);
             // It fails for more bytes than a record ever has.
-            out.extend_from_slice(sealed.expect("a record is short enough for AES-GCM").as_ref());
+            done.expect("a record is short enough for AES-GCM");
         }
     }
 
-    /// Takes bytes that have come, and appends what was in the records that are whole.
+    /// Takes bytes that have come, and hands out what was in the records that are whole, one after the other. A record
+    /// that lies whole in these bytes is opened where it lies.
     ///
     /// # Errors
-    /// [`Forged`]: the connection is to be closed; what was appended before is genuine.
-    pub(crate) fn open(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Forged> {
-        self.partial.extend_from_slice(bytes);
-        let mut at = 0;
-        while let Some(&head) = self.partial[at..].first_chunk::<HEAD_BYTES>() {
-            let length = usize::from(u16::from_be_bytes(head));
-            if !(TAG_BYTES + 1..=RECORD_BYTES_MAX + TAG_BYTES).contains(&length) {
-                return Err(Forged);
+    /// [`Forged`], or what `each` returns: the connection is to be closed; what was handed out before is genuine.
+    pub(crate) fn open<E: From<Forged>>(
+        &mut self,
+        mut bytes: &mut [u8],
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        while !bytes.is_empty() {
+            if self.partial.is_empty()
+                && let Some(length) = record_bytes(bytes)?.filter(|length| *length <= bytes.len())
+            {
+                let (record, behind) = bytes.split_at_mut(length);
+                bytes = behind;
+                each(self.inward.open(record)?)?;
+                continue;
             }
-            let begin = at + HEAD_BYTES;
-            let Some(record) = self.partial.get(begin..begin + length) else { break };
-            let (sealed, tag) = record.split_at(length - TAG_BYTES);
-            let nonce = self.inward.next_nonce();
-            // To where it is read from, and not in place and from there.
-            let end = out.len();
-            out.resize(end + sealed.len(), 0);
-            let opened = self.inward.key.open_separate_gather(nonce, Aad::from(head), sealed, tag, &mut out[end..]);
-            if opened.is_err() {
-                out.truncate(end);
-                return Err(Forged);
+            // First the length, so that nothing of the next record is taken along.
+            let wanted = record_bytes(&self.partial)?.unwrap_or(HEAD_BYTES);
+            let (piece, behind) = bytes.split_at_mut(bytes.len().min(wanted.saturating_sub(self.partial.len())));
+            bytes = behind;
+            self.partial.extend_from_slice(piece);
+            if record_bytes(&self.partial)?.is_some_and(|length| length == self.partial.len()) {
+                let mut record = std::mem::take(&mut self.partial);
+                each(self.inward.open(&mut record)?)?;
+                record.clear();
+                self.partial = record;
             }
-            at = begin + length;
-        }
-        self.partial.drain(..at);
-        if self.partial.is_empty() {
-            self.partial.shrink_to(PARTIAL_BYTES_KEPT);
         }
         Ok(())
+    }
+}
+
+/// How long the record at the beginning of some bytes is; `None` before that can be told.
+fn record_bytes(bytes: &[u8]) -> Result<Option<usize>, Forged> {
+    let Some(&head) = bytes.first_chunk::<HEAD_BYTES>() else { return Ok(None) };
+    let length = usize::from(u16::from_be_bytes(head));
+    match (TAG_BYTES + 1..=RECORD_BYTES_MAX + TAG_BYTES).contains(&length) {
+        true => Ok(Some(HEAD_BYTES + length)),
+        false => Err(Forged),
     }
 }
 
@@ -167,32 +191,62 @@ mod tests {
         (Sealing::new(b"what both know", true), Sealing::new(b"what both know", false))
     }
 
+    fn sealed(side: &mut Sealing, data: &[u8]) -> Vec<u8> {
+        let mut sealed = vec![0xA5; 40];
+        side.seal(data, &mut sealed);
+        sealed
+    }
+
+    fn opened(side: &mut Sealing, bytes: &[u8]) -> Result<Vec<u8>, Forged> {
+        let mut heard = Vec::new();
+        side.open(&mut bytes.to_vec(), |data| {
+            heard.extend_from_slice(data);
+            Ok::<(), Forged>(())
+        })?;
+        Ok(heard)
+    }
+
     #[test]
     fn what_one_side_seals_the_other_opens_at_every_split() {
         let said: Vec<u8> = (0..100).collect();
         let (mut dialer, _) = pair();
-        let mut sealed = Vec::new();
-        dialer.seal(&said[..60], &mut sealed);
-        dialer.seal(&said[60..], &mut sealed);
-        for split in 0..=sealed.len() {
+        let mut bytes = sealed(&mut dialer, &said[..60]);
+        bytes.extend_from_slice(&sealed(&mut dialer, &said[60..]));
+        for split in 0..=bytes.len() {
             let (_, mut acceptor) = pair();
-            let mut heard = Vec::new();
-            acceptor.open(&sealed[..split], &mut heard).unwrap();
-            acceptor.open(&sealed[split..], &mut heard).unwrap();
+            let mut heard = opened(&mut acceptor, &bytes[..split]).unwrap();
+            heard.extend_from_slice(&opened(&mut acceptor, &bytes[split..]).unwrap());
             assert_eq!(heard, said, "split at {split}");
             assert!(acceptor.partial.is_empty());
         }
+        // Byte by byte.
+        let (_, mut acceptor) = pair();
+        let heard: Vec<u8> = bytes.iter().flat_map(|byte| opened(&mut acceptor, &[*byte]).unwrap()).collect();
+        assert_eq!(heard, said);
+    }
+
+    #[test]
+    fn who_takes_the_records_can_end_it() {
+        let (mut dialer, mut acceptor) = pair();
+        let mut bytes = sealed(&mut dialer, b"one");
+        bytes.extend_from_slice(&sealed(&mut dialer, b"two"));
+        let mut taken = 0;
+        let ended = acceptor.open(&mut bytes, |_| {
+            taken += 1;
+            Err(Forged)
+        });
+        assert_eq!((ended, taken), (Err(Forged), 1));
     }
 
     #[test]
     fn long_sends_are_cut_and_take_no_more_than_a_record_to_open() {
         let said = vec![7; 3 * RECORD_BYTES_MAX + 1];
         let (mut dialer, mut acceptor) = pair();
-        let (mut sealed, mut heard) = (Vec::new(), Vec::new());
-        acceptor.seal(&said, &mut sealed);
-        assert_eq!(sealed.len(), said.len() + 4 * (HEAD_BYTES + TAG_BYTES));
-        for piece in sealed.chunks(1_000) {
-            dialer.open(piece, &mut heard).unwrap();
+        let bytes = sealed(&mut acceptor, &said);
+        let mut heard = Vec::new();
+        assert_eq!(bytes.len(), said.len() + 4 * (HEAD_BYTES + TAG_BYTES));
+        for piece in bytes.chunks(1_000) {
+            heard.extend_from_slice(&opened(&mut dialer, piece).unwrap());
             assert!(dialer.partial.len() < RECORD_BYTES_MAX + HEAD_BYTES + TAG_BYTES);
         }
         assert_eq!(heard, said);
@@ -205,10 +259,8 @@ mod tests {
         acceptor.inward.records_per_key = 3;
         let first = dialer.out.secret;
         for number in 0..10_u8 {
-            let (mut sealed, mut heard) = (Vec::new(), Vec::new());
-            dialer.seal(&[number], &mut sealed);
-            acceptor.open(&sealed, &mut heard).unwrap();
-            assert_eq!(heard, [number]);
+            let bytes = sealed(&mut dialer, &[number]);
+            assert_eq!(opened(&mut acceptor, &bytes), Ok(vec![number]));
         }
         assert_ne!(dialer.out.secret, first);
         assert_eq!(dialer.out.secret, acceptor.inward.secret);
@@ -217,26 +269,23 @@ mod tests {
     #[test]
     fn nothing_that_was_changed_left_out_or_said_again_opens() {
         let (mut dialer, _) = pair();
-        let (mut one, mut two) = (Vec::new(), Vec::new());
-        dialer.seal(b"one", &mut one);
-        dialer.seal(b"two", &mut two);
+        let (one, two) = (sealed(&mut dialer, b"one"), sealed(&mut dialer, b"two"));
         for bit in 0..one.len() * 8 {
             let (_, mut acceptor) = pair();
             let mut changed = one.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
             changed.extend_from_slice(&[0; RECORD_BYTES_MAX + TAG_BYTES]);
-            let mut heard = Vec::new();
-            assert_eq!(acceptor.open(&changed, &mut heard), Err(Forged), "bit {bit}");
-            assert!(heard.is_empty());
+            let heard = acceptor.open(&mut changed, |_| -> Result<(), Forged> { panic!("bit {bit}: it was heard") });
+            assert_eq!(heard, Err(Forged), "bit {bit}");
         }
         let (_, mut acceptor) = pair();
-        assert_eq!(acceptor.open(&two, &mut Vec::new()), Err(Forged), "the first was left out");
+        assert_eq!(opened(&mut acceptor, &two), Err(Forged), "the first was left out");
         let (_, mut acceptor) = pair();
-        acceptor.open(&one, &mut Vec::new()).unwrap();
-        assert_eq!(acceptor.open(&one, &mut Vec::new()), Err(Forged), "it was said again");
+        opened(&mut acceptor, &one).unwrap();
+        assert_eq!(opened(&mut acceptor, &one), Err(Forged), "it was said again");
         let (mut reflected, _) = pair();
-        assert_eq!(reflected.open(&one, &mut Vec::new()), Err(Forged), "it came back to its sender");
+        assert_eq!(opened(&mut reflected, &one), Err(Forged), "it came back to its sender");
         let mut other = Sealing::new(b"what others know", false);
-        assert_eq!(other.open(&one, &mut Vec::new()), Err(Forged));
+        assert_eq!(opened(&mut other, &one), Err(Forged));
     }
 }

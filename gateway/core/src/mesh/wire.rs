@@ -353,10 +353,18 @@ fn decode_record(bytes: &[u8], batch_left: u32) -> Result<Step<Unit<'_>>, MeshVi
     let len = length as usize;
     let Some(bytes) = bytes.get(..len) else { return Ok(Step::Need(len)) };
     if let Some(message) = record::message_in(bytes) {
-        return Ok(Step::Whole(Unit::Record(message), len));
+        return Ok(Step::Whole(Unit::Record(message.into()), len));
     }
     let unit = Record::decode(bytes)?.map_or(Unit::UnknownRecord { bytes: length }, Unit::Record);
     Ok(Step::Whole(unit, len))
+}
+
+/// The bytes of the record at the beginning of `bytes`, if there is a whole one of a length that it may have.
+#[inline(always)]
+fn record_at(bytes: &[u8], batch_left: u32) -> Option<&[u8]> {
+    let length = u32::from_be_bytes(*bytes.first_chunk()?);
+    let lengths = RECORD_HEAD_BYTES as u32..=batch_left.min(RECORD_BYTES_MAX as u32);
+    bytes.get(..length as usize).filter(|_| lengths.contains(&length))
 }
 
 fn decode_frame(bytes: &[u8]) -> Result<Step<Unit<'_>>, MeshViolation> {
@@ -391,6 +399,43 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].iter().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
+/// Who takes what comes on a connection.
+pub(crate) trait Taker {
+    /// Takes the next unit.
+    ///
+    /// # Errors
+    /// What the peer did wrong: nothing that comes behind it is to be taken.
+    fn take(&mut self, unit: Unit<'_>) -> Result<(), MeshViolation>;
+
+    /// Takes the next unit, which is a record with that message.
+    ///
+    /// # Errors
+    /// As [`Taker::take`].
+    #[inline(always)]
+    fn take_message(&mut self, message: Message<'_>) -> Result<(), MeshViolation> {
+        self.take(Unit::Record(message.into()))
+    }
+
+    /// Takes the next unit, which is a record with that copy of a message.
+    ///
+    /// # Errors
+    /// As [`Taker::take`].
+    #[inline(always)]
+    fn take_copy(&mut self, copy: Deliver<'_>) -> Result<(), MeshViolation> {
+        self.take(Unit::Record(copy.into()))
+    }
+}
+
+/// A function as a [`Taker`].
+struct Each<F>(F);
+
+impl<F: FnMut(Unit<'_>) -> Result<(), MeshViolation>> Taker for Each<F> {
+    #[inline]
+    fn take(&mut self, unit: Unit<'_>) -> Result<(), MeshViolation> {
+        (self.0)(unit)
+    }
+}
+
 /// The receiving end of a connection's bytes: units out of pieces. Only a unit that is split between pieces is copied,
 /// so at most one record is kept.
 #[derive(Debug, Default)]
@@ -411,9 +456,14 @@ impl Inbound {
     /// Takes the next piece and hands out what has become whole. After a violation nothing more is to be given to it.
     pub(crate) fn feed(
         &mut self,
-        mut bytes: &[u8],
-        mut each: impl FnMut(Unit<'_>) -> Result<(), MeshViolation>,
+        bytes: &[u8],
+        each: impl FnMut(Unit<'_>) -> Result<(), MeshViolation>,
     ) -> Result<(), MeshViolation> {
+        self.feed_to(bytes, &mut Each(each))
+    }
+
+    /// The same for a [`Taker`], to which messages go by a shorter way.
+    pub(crate) fn feed_to(&mut self, mut bytes: &[u8], taker: &mut impl Taker) -> Result<(), MeshViolation> {
         while !self.partial.is_empty() {
             match decode_unit(&self.partial, self.batch_left)? {
                 Step::Need(need) => {
@@ -427,18 +477,31 @@ impl Inbound {
                 }
                 Step::Whole(unit, len) => {
                     self.batch_left = left_after(self.batch_left, &unit, len);
-                    each(unit)?;
+                    taker.take(unit)?;
                     self.partial.clear();
                     self.partial.shrink_to(PARTIAL_BYTES_KEPT);
                 }
             }
         }
         loop {
+            while let Some(record) = record_at(bytes, self.batch_left) {
+                let left = self.batch_left - record.len() as u32;
+                if let Some(message) = record::message_in(record) {
+                    self.batch_left = left;
+                    taker.take_message(message)?;
+                } else if let Some(copy) = record::deliver_in(record) {
+                    self.batch_left = left;
+                    taker.take_copy(copy)?;
+                } else {
+                    break;
+                }
+                bytes = &bytes[record.len()..];
+            }
             match decode_unit(bytes, self.batch_left)? {
                 Step::Need(_) => break,
                 Step::Whole(unit, len) => {
                     self.batch_left = left_after(self.batch_left, &unit, len);
-                    each(unit)?;
+                    taker.take(unit)?;
                     bytes = &bytes[len..];
                 }
             }

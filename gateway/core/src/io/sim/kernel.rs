@@ -161,10 +161,10 @@ impl World {
                 (Completion::Readable { conn, result: Ok(()) }, Vec::new(), false)
             } else {
                 let (result, buf, bytes) = self.read_one(ring, socket, found);
-                let ended =
-                    kind == ReadOp::Multishot && !bytes.is_empty() && self.rng.chance(self.faults.multishot_end);
+                let goes_on = matches!(kind, ReadOp::Multishot | ReadOp::Bulk) && !bytes.is_empty();
+                let ended = goes_on && self.rng.chance(self.faults.multishot_end);
                 self.tally.multishots_ended += u64::from(ended);
-                let more = kind == ReadOp::Multishot && !bytes.is_empty() && !ended;
+                let more = goes_on && !ended;
                 let nonempty = !bytes.is_empty() && !self.sockets[socket].inbound.is_empty();
                 (Completion::Recv { conn, result, buf, more, nonempty }, bytes, more)
             };

@@ -116,6 +116,10 @@ impl Io for SimIo {
         self.world.borrow_mut().ask_read(self.ring, conn, ReadOp::Multishot);
     }
 
+    fn recv_bulk(&mut self, conn: ConnId) {
+        self.world.borrow_mut().ask_read(self.ring, conn, ReadOp::Bulk);
+    }
+
     fn read_cancel(&mut self, conn: ConnId, read: ReadOp) {
         self.world.borrow_mut().ask_read_cancel(self.ring, conn, read);
     }

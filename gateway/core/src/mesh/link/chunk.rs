@@ -1,7 +1,7 @@
 //! A chunk: consecutive records in one buffer, which is both what is sent and what is kept to be sent again.
 
 use super::CHUNK_BYTES_MAX;
-use crate::mesh::wire::{BATCH_HEADER_BYTES, Record, len_at, put_batch_header};
+use crate::mesh::wire::{BATCH_HEADER_BYTES, Entry, Record, len_at, put_batch_header};
 
 /// Records `first..end` of a stream.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Chunk {
     }
 
     #[inline]
-    pub(super) fn push(&mut self, record: &Record<'_>) {
+    pub(super) fn push(&mut self, record: &impl Entry) {
         record.encode(&mut self.buf);
         self.records += 1;
         self.bytes = self.buf.len();

@@ -30,7 +30,8 @@ impl Mesh {
 
     fn add_wire(&mut self, slot: u32, stage: Stage, out: Vec<u8>, from: Option<IpAddr>) {
         self.came += 1;
-        self.wires.insert(slot, Wire { stage, out, lent: Lent::Nothing, sealing: None, from, came: self.came });
+        let (lent, sealed, came) = (Lent::Nothing, Vec::new(), self.came);
+        self.wires.insert(slot, Wire { stage, out, sealed, lent, sealing: None, bulk: false, from, came });
     }
 
     /// What is to be dialed now, each with a token.

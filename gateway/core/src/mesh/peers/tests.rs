@@ -4,6 +4,7 @@ use super::*;
 use crate::directory::Routing;
 use crate::directory::test_views::{key_of, view};
 use crate::mesh::handshake::MeshEncryption;
+use crate::mesh::seal::Forged;
 use crate::mesh::wire::{Record, SETTLED_SET_SINCE, Unit};
 use crate::mesh_news::LinkWord;
 use trunkline_router_core::NodeState::Active;
@@ -60,10 +61,21 @@ impl Side {
             }
         }
         let Some(id) = self.mesh.link_of(slot) else { return };
-        let Ok(opened) = self.mesh.open(slot, bytes) else { return self.mesh.broken(slot, now_ms, 0) };
-        let bytes = opened.as_deref().unwrap_or(bytes);
+        let mut heard = Vec::new();
+        if let Some(mut sealing) = self.mesh.take_sealing(slot) {
+            let opened = sealing.open(&mut bytes.to_vec(), |data| {
+                heard.extend_from_slice(data);
+                Ok::<(), Forged>(())
+            });
+            self.mesh.put_sealing(slot, sealing);
+            if opened.is_err() {
+                return self.mesh.broken(slot, now_ms, 0);
+            }
+        } else {
+            heard.extend_from_slice(bytes);
+        }
         let mut inbound = self.mesh.link(id).unwrap().1.begin_receive(now_ms).unwrap();
-        let result = inbound.feed(bytes, |unit: Unit<'_>| {
+        let result = inbound.feed(&heard, |unit: Unit<'_>| {
             if let Some(Record::Gone { user, .. }) = self.mesh.link(id).unwrap().1.accept(unit, now_ms)? {
                 self.got.push(user);
             }
@@ -661,4 +673,19 @@ fn those_who_share_a_link_are_told_when_it_holds_much_and_when_it_holds_little()
         assert_eq!(hold(&mut mesh, 30_000), [(b, word::EASY)], "it held nothing in between");
         assert_eq!(hold(&mut mesh, 40_100), [(b, 0)]);
     }
+}
+
+#[test]
+fn as_many_links_are_read_into_large_buffers_as_there_are_enough_for() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    connect(&mut a, 10, &mut b, 20, 0);
+    assert!(!a.mesh.takes_bulk(10, 0), "there are none");
+    assert!(!a.mesh.takes_bulk(99, 1), "there is no such connection");
+    assert!(a.mesh.takes_bulk(10, 1));
+    assert!(a.mesh.takes_bulk(10, 1), "it has its place already");
+    // Its place is free again with its connection's end.
+    a.mesh.broken(10, 1, 0);
+    a.mesh.closed(10);
+    connect(&mut a, 11, &mut b, 21, 5_000);
+    assert!(a.mesh.takes_bulk(11, 1));
 }

@@ -300,6 +300,144 @@ pub(crate) enum Record<'a> {
     BroadcastStop { to: u16, from: u16, token: u32 },
 }
 
+/// A [`Record::Message`] by itself. It is what links carry most of, and to put it into what could be any record, and find
+/// out again and again which it is, takes longer than all else about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Message<'a> {
+    pub(crate) origin: Address,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) id: u64,
+    pub(crate) hops: u8,
+    pub(crate) flags: u8,
+    pub(crate) payload: &'a [u8],
+}
+
+impl<'a> From<Message<'a>> for Record<'a> {
+    #[inline(always)]
+    fn from(message: Message<'a>) -> Self {
+        let Message { origin, from, to, id, hops, flags, payload } = message;
+        Record::Message { origin, from, to, id, hops, flags, payload }
+    }
+}
+
+/// A [`Record::Deliver`] by itself, for the same reason: most of what goes to a node with guests are these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Deliver<'a> {
+    pub(crate) seat: Seat,
+    pub(crate) user: u64,
+    pub(crate) session: u64,
+    pub(crate) id: u64,
+    pub(crate) from: u64,
+    pub(crate) stamp: u64,
+    pub(crate) flags: u8,
+    pub(crate) payload: &'a [u8],
+}
+
+impl<'a> From<Deliver<'a>> for Record<'a> {
+    #[inline(always)]
+    fn from(copy: Deliver<'a>) -> Self {
+        let Deliver { seat, user, session, id, from, stamp, flags, payload } = copy;
+        Record::Deliver { seat, user, session, id, from, stamp, flags, payload }
+    }
+}
+
+/// What is queued on a link: any record, or one of which it is known which it is.
+pub(crate) trait Entry {
+    /// It as a record.
+    fn record(&self) -> Record<'_>;
+    /// See [`Record::encoded_len`].
+    fn encoded_len(&self) -> usize;
+    /// See [`Record::fits`].
+    fn fits(&self) -> bool;
+    /// See [`Record::is_control`].
+    fn is_control(&self) -> bool;
+    /// Appends it.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    fn encode(&self, out: &mut Vec<u8>);
+}
+
+impl Entry for Record<'_> {
+    #[inline]
+    fn record(&self) -> Record<'_> {
+        *self
+    }
+    #[inline]
+    fn encoded_len(&self) -> usize {
+        Record::encoded_len(self)
+    }
+    #[inline]
+    fn fits(&self) -> bool {
+        Record::fits(self)
+    }
+    #[inline]
+    fn is_control(&self) -> bool {
+        Record::is_control(self)
+    }
+    #[inline]
+    fn encode(&self, out: &mut Vec<u8>) {
+        Record::encode(self, out);
+    }
+}
+
+impl Entry for Message<'_> {
+    #[inline(always)]
+    fn record(&self) -> Record<'_> {
+        (*self).into()
+    }
+    #[inline(always)]
+    fn encoded_len(&self) -> usize {
+        MESSAGE_BYTES + self.payload.len()
+    }
+    #[inline(always)]
+    fn fits(&self) -> bool {
+        self.encoded_len() <= RECORD_BYTES_MAX
+    }
+    #[inline(always)]
+    fn is_control(&self) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn encode(&self, out: &mut Vec<u8>) {
+        assert!(self.fits(), "a record of {} bytes cannot be encoded", self.encoded_len());
+        let Message { origin, from, to, id, hops, flags, payload } = *self;
+        let bytes = put_head::<MESSAGE_BYTES>(out, self.encoded_len(), MESSAGE, hops, flags.into());
+        put_address(bytes, 8, origin);
+        put_words(bytes, 26, [from, to, id]);
+        out.extend_from_slice(payload);
+    }
+}
+
+impl Entry for Deliver<'_> {
+    #[inline(always)]
+    fn record(&self) -> Record<'_> {
+        (*self).into()
+    }
+    #[inline(always)]
+    fn encoded_len(&self) -> usize {
+        DELIVER_BYTES + self.payload.len()
+    }
+    #[inline(always)]
+    fn fits(&self) -> bool {
+        self.encoded_len() <= RECORD_BYTES_MAX
+    }
+    #[inline(always)]
+    fn is_control(&self) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn encode(&self, out: &mut Vec<u8>) {
+        assert!(self.fits(), "a record of {} bytes cannot be encoded", self.encoded_len());
+        let Deliver { seat, user, session, id, from, stamp, flags, payload } = *self;
+        let bytes = put_head::<DELIVER_BYTES>(out, self.encoded_len(), DELIVER, 0, flags.into());
+        put_seat(bytes, 8, seat);
+        put_words(bytes, 18, [user, session, id, from, stamp]);
+        out.extend_from_slice(payload);
+    }
+}
+
 /// What a [`Record::Call`] carries. `flags` are those of the client's frame and [`far_call_flags`], `id` is its id; so
 /// much time is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -437,10 +575,7 @@ impl<'a> Record<'a> {
         let len = self.encoded_len();
         match *self {
             Record::Message { origin, from, to, id, hops, flags, payload } => {
-                let bytes = put_head::<MESSAGE_BYTES>(out, len, MESSAGE, hops, flags.into());
-                put_address(bytes, 8, origin);
-                put_words(bytes, 26, [from, to, id]);
-                out.extend_from_slice(payload);
+                Message { origin, from, to, id, hops, flags, payload }.encode(out);
             }
             Record::Fate { origin, id, peer, outcome, stamp } => {
                 let mut bytes = head::<FATE_BYTES>(len, FATE, 0, outcome);
@@ -449,10 +584,7 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&bytes);
             }
             Record::Deliver { seat, user, session, id, from, stamp, flags, payload } => {
-                let bytes = put_head::<DELIVER_BYTES>(out, len, DELIVER, 0, flags.into());
-                put_seat(bytes, 8, seat);
-                put_words(bytes, 18, [user, session, id, from, stamp]);
-                out.extend_from_slice(payload);
+                Deliver { seat, user, session, id, from, stamp, flags, payload }.encode(out);
             }
             Record::Ack { user, id, peer, stamp, session, hops, cumulative } => {
                 let mut bytes = head::<ACK_BYTES>(len, ACK, hops, cumulative.into());
@@ -684,7 +816,7 @@ impl<'a> Record<'a> {
         let record = match kind {
             MESSAGE => {
                 let (at, payload) = open::<MESSAGE_BYTES>("Message", bytes)?;
-                message(at, payload)
+                Record::from(message(at, payload))
             }
             FATE => {
                 let at = exactly::<FATE_BYTES>("Fate", bytes)?;
@@ -693,8 +825,7 @@ impl<'a> Record<'a> {
             }
             DELIVER => {
                 let (at, payload) = open::<DELIVER_BYTES>("Deliver", bytes)?;
-                let [user, session, id, from, stamp] = words(at, 18);
-                Record::Deliver { seat: seat(at, 8), user, session, id, from, stamp, flags, payload }
+                Record::from(deliver(at, payload))
             }
             ACK => {
                 let [user, id, peer, stamp, session] = words(exactly::<ACK_BYTES>("Ack", bytes)?, 8);
@@ -900,7 +1031,7 @@ impl<'a> Record<'a> {
 /// The Message in the bytes of a whole record, if it is one. It is what a link carries most of, and made where it is
 /// used: to be copied from where it was just written, a record costs more than all else about it.
 #[inline(always)]
-pub(super) fn message_in(bytes: &[u8]) -> Option<Record<'_>> {
+pub(super) fn message_in(bytes: &[u8]) -> Option<Message<'_>> {
     match bytes.split_first_chunk::<MESSAGE_BYTES>() {
         Some((at, payload)) if at[4] == MESSAGE => Some(message(at, payload)),
         _ => None,
@@ -908,9 +1039,24 @@ pub(super) fn message_in(bytes: &[u8]) -> Option<Record<'_>> {
 }
 
 #[inline(always)]
-fn message<'a>(at: &[u8; MESSAGE_BYTES], payload: &'a [u8]) -> Record<'a> {
+fn message<'a>(at: &[u8; MESSAGE_BYTES], payload: &'a [u8]) -> Message<'a> {
     let [from, to, id] = words(at, 26);
-    Record::Message { origin: address(at, 8), from, to, id, hops: at[5], flags: at[7], payload }
+    Message { origin: address(at, 8), from, to, id, hops: at[5], flags: at[7], payload }
+}
+
+/// The Deliver in the bytes of a whole record, if it is one, as [`message_in`].
+#[inline(always)]
+pub(super) fn deliver_in(bytes: &[u8]) -> Option<Deliver<'_>> {
+    match bytes.split_first_chunk::<DELIVER_BYTES>() {
+        Some((at, payload)) if at[4] == DELIVER => Some(deliver(at, payload)),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn deliver<'a>(at: &[u8; DELIVER_BYTES], payload: &'a [u8]) -> Deliver<'a> {
+    let [user, session, id, from, stamp] = words(at, 18);
+    Deliver { seat: seat(at, 8), user, session, id, from, stamp, flags: at[7], payload }
 }
 
 /// Length of the record at the beginning of some bytes of this node's own.
