@@ -172,6 +172,7 @@ async fn what_a_server_sends_may_be_cut_anywhere_and_its_close_stands_for_a_bye(
         let taken = inbound.take(Role::Server, &mut answers, |control| match control {
             Control::Ping(_) => panic!("the client asks nothing"),
             Control::Pong => pings.push(()),
+            Control::Close(reason) => assert_eq!(reason, ""),
         });
         assert_eq!(taken.native, 0);
         assert!(matches!(taken.end, Some(codec::End::Closed(close)) if close.code == Some(4_012)), "{taken:?}");
@@ -204,7 +205,7 @@ async fn what_a_client_sends_arrives_however_it_is_written_and_read() {
             }
         );
         let mut inbound = codec::Inbound::default();
-        let taken = inbound.take(Role::Server, &mut heard, |_| panic!("no control frame"));
+        let taken = inbound.take(Role::Server, &mut heard, |control| assert_eq!(control, Control::Close("")));
         assert_eq!(&heard[..taken.native], frames, "in pieces of {piece} bytes");
         let closed = matches!(taken.end, Some(codec::End::Closed(close)) if close.code == Some(close_code::NORMAL));
         assert!(closed, "{taken:?}");

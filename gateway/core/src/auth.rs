@@ -89,13 +89,18 @@ impl fmt::Display for KeyError {
         match self {
             KeyError::SecretTooShort { bytes } => write!(
                 f,
-                "the secret has {bytes} bytes and HS256 needs {HS256_SECRET_BYTES_MIN} at least; make one with: head -c 32 /dev/urandom | base64"
+                "the secret has {bytes} bytes and HS256 needs {HS256_SECRET_BYTES_MIN} at least; make one with: \
+                 head -c 32 /dev/urandom | base64"
             ),
             KeyError::NotAnEd25519Pem => f.write_str(
-                "it is not an Ed25519 public key in PEM; make a pair with: openssl genpkey -algorithm ed25519 -out private.pem && openssl pkey -in private.pem -pubout -out public.pem",
+                "it is not an Ed25519 public key in PEM; make a pair with: \
+                 openssl genpkey -algorithm ed25519 -out private.pem && \
+                 openssl pkey -in private.pem -pubout -out public.pem",
             ),
             KeyError::IdTaken(id) => write!(f, "two keys have the id (kid) {id}"),
-            KeyError::TooMany => write!(f, "there are more than {KEYS_MAX} keys; take out those that sign no tokens any more"),
+            KeyError::TooMany => {
+                write!(f, "there are more than {KEYS_MAX} keys; take out those that sign no tokens any more")
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What happens at a node: users who come and go, sessions, messages, nodes that are lost.
 //!
-//! A shard gathers what happens in a turn and hands it over at the end of the turn; it never waits for whoever takes it.
+//! A shard gathers what happens in a turn and hands it over at the end of the turn; it never waits for whoever takes
+//! it.
 //!
 //! | file | what |
 //! |---|---|

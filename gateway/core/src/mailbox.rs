@@ -11,8 +11,8 @@
 //! [`MAILBOX_WAIT_MS`](crate::limits::MAILBOX_WAIT_MS). Records that answer a message (its fate) are never refused:
 //! each answers a record that was let in. A full queue keeps the batch with its sender until the next turn.
 //!
-//! What comes back to a shard that has handed it on ([`Record::Back`]) is counted from when it is put until it is taken,
-//! and a shard may hand on no more than there would be room for if all of it came back.
+//! What comes back to a shard that has handed it on ([`Record::Back`]) is counted from when it is put until it is
+//! taken, and a shard may hand on no more than there would be room for if all of it came back.
 
 use crate::addresses::Known;
 use crate::auth::Granted;

@@ -214,7 +214,8 @@ mod tests {
                             let mut due = Vec::new();
                             wheel.advance(now, &mut due);
                             due.sort_unstable();
-                            let expected: Vec<u32> = model.iter().filter(|(_, d)| **d == now).map(|(s, _)| *s).collect();
+                            let expected = model.iter().filter(|(_, d)| **d == now).map(|(slot, _)| *slot);
+                            let expected: Vec<u32> = expected.collect();
                             prop_assert_eq!(&due, &expected);
                             model.retain(|_, d| *d != now);
                         }

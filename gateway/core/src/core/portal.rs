@@ -1,8 +1,8 @@
 //! Pushes that come by HTTP: from the services thread to the recipient's home, and what became of them back.
 //!
 //! A push goes the way of a message. Its origin is the portal of the shard that took it in, under the number that the
-//! services thread has given it; so its fate comes back to this shard from wherever the recipient's home is, or becomes,
-//! exactly as that of a message comes back to the session that sent it.
+//! services thread has given it; so its fate comes back to this shard from wherever the recipient's home is, or
+//! becomes, exactly as that of a message comes back to the session that sent it.
 
 use super::decode::Flow;
 use super::route::Routed;
@@ -63,7 +63,8 @@ impl Shard {
         pushes
     }
 
-    /// A message of a service to a user. It goes the way of one of a client, and is refused where there is no room on it.
+    /// A message of a service to a user. It goes the way of one of a client, and is refused where there is no room on
+    /// it.
     pub(super) fn push_to_user(&mut self, message: &Routed<'_>) {
         if self.dispatch(message) == Flow::Wait {
             self.links.stats.messages_in.add(1);

@@ -275,7 +275,8 @@ impl Shard {
         let inbound = wrapping.as_mut().map_or(&mut fresh, |wrapping| &mut wrapping.inbound);
         let (mut pongs, mut controls) = (Vec::new(), 0);
         let taken = inbound.take(Role::Server, bytes, |control| {
-            controls += 1;
+            // A Close is the end, and no work of this turn.
+            controls += u32::from(!matches!(control, Control::Close(_)));
             if let Control::Ping(payload) = control {
                 put_control(&mut pongs, Opcode::Pong, payload);
             }

@@ -50,7 +50,8 @@ pub fn admission(own: &NodeRecord, records: &[NodeRecord]) -> Admission {
         return Admission::Waits(format!("waiting until {} have dialed this node at {}", silent.join(", "), own.mesh));
     }
     Admission::Unreachable(format!(
-        "this node does not become active: {} cannot dial it at {}; give --mesh an address of this machine that they reach",
+        "this node does not become active: {} cannot dial it at {}; give --mesh an address of this machine that they \
+         reach",
         not_found.join(", "),
         own.mesh
     ))
@@ -66,14 +67,12 @@ fn no_places(own: &NodeRecord, records: &[NodeRecord]) -> Option<String> {
     let active = others().filter(|record| record.state == NodeState::Active);
     std::iter::once(own).chain(active).find_map(|at| {
         let peers = others().chain(std::iter::once(own)).filter(|record| record.name != at.name);
-        let peers = peers.map(|record| Counted {
-            key: NodeKey(node_key(&record.name, record.life())),
-            side: side(record),
-        });
+        let peers =
+            peers.map(|record| Counted { key: NodeKey(node_key(&record.name, record.life())), side: side(record) });
         let needed = links_needed(side(at), peers).err()?;
         Some(format!(
-            "this node does not become active: a shard of node {} would have {needed} mesh links, and has places for {LINKS_MAX}; \
-             give all nodes about as many --shards, fewer --mesh-links, or have fewer nodes",
+            "this node does not become active: a shard of node {} would have {needed} mesh links, and has places for \
+             {LINKS_MAX}; give all nodes about as many --shards, fewer --mesh-links, or have fewer nodes",
             at.name
         ))
     })

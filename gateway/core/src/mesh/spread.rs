@@ -5,10 +5,10 @@
 //!
 //! - Where no side has more shards than links are wanted, or one does not know of the setting, each shard has a link of
 //!   its own: link k joins shard k mod S of either side.
-//! - Where there are fewer links than shards, link k is on the k-th shard from one on that the peer's key gives, so that
-//!   the links to many peers are spread over all shards. Every shard says all it has for that peer over one and the
-//!   same link, so the order between any two shards is that of the link; a shard that has none hands what it has to the
-//!   one that has it, its *carrier*.
+//! - Where there are fewer links than shards, link k is on the k-th shard from one on that the peer's key gives, so
+//!   that the links to many peers are spread over all shards. Every shard says all it has for that peer over one and
+//!   the same link, so the order between any two shards is that of the link; a shard that has none hands what it has to
+//!   the one that has it, its *carrier*.
 
 use crate::ids::NodeKey;
 

@@ -8,7 +8,8 @@ use trunkline_proto::Outcome;
 
 /// Bytes that a push with one user takes at most, in a table that may be half empty.
 pub const OPEN_BYTES: u64 = 2 * (size_of::<(u32, Open<[usize; 2]>)>() as u64 + 1) + 8 + 2 * 16;
-/// Numbers of pushes are below this: a message's origin has that many bits for them, and one to tell by whose ledger it is.
+/// Numbers of pushes are below this: a message's origin has that many bits for them, and one to tell by whose ledger it
+/// is.
 pub const TOKENS: u32 = 1 << 23;
 
 /// What became of the users of a push.

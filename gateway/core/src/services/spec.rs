@@ -157,7 +157,8 @@ impl ServiceSpec {
             "fail_timeout_secs" => self.fail_timeout_ms = number(key, value, 1, PERIOD_MS_MAX / 1_000)? * 1_000,
             "slow_start_secs" => self.slow_start_ms = number(key, value, 0, PERIOD_MS_MAX / 1_000)? * 1_000,
             _ => {
-                let known = "transport, server, key_file, policy, key, call_timeout_ms, queue, idempotent, max_fails, fail_timeout_secs, slow_start_secs";
+                let known = "transport, server, key_file, policy, key, call_timeout_ms, queue, idempotent, max_fails, \
+                             fail_timeout_secs, slow_start_secs";
                 return Err(format!(
                     "{key:?} is nothing that can be said of a service; there are {known}, and for HTTP {HTTP_OPTIONS}"
                 ));

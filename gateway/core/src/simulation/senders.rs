@@ -2,8 +2,8 @@
 //! right behind LOGIN and RENEW, come back with other tokens, and take each other's slots. Over nodes it is `cluster`.
 //!
 //! Properties: whoever is given a message was named by the latest token of the session that has sent it, or is its own
-//! user; each message to somebody else is refused, once, by SENT 4 or ERROR 26, and no other one is; what was refused is
-//! counted as that; nothing is kept of sessions that have gone.
+//! user; each message to somebody else is refused, once, by SENT 4 or ERROR 26, and no other one is; what was refused
+//! is counted as that; nothing is kept of sessions that have gone.
 
 use super::node::{Node, NodeConfig};
 use super::planted::{Bug, with_planted};

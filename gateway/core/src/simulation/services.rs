@@ -1,6 +1,6 @@
-//! Calls and workers on simulated I/O: workers, some of them over TLS, that answer late, in parts or not at all, refuse, drain, shrink away and
-//! break off; callers that leave; connections that break by themselves. A service has HTTP servers instead, see
-//! `upstreams`. Some workers are servers that the node dials, see `dialed`.
+//! Calls and workers on simulated I/O: workers, some of them over TLS, that answer late, in parts or not at all,
+//! refuse, drain, shrink away and break off; callers that leave; connections that break by themselves. A service has
+//! HTTP servers instead, see `upstreams`. Some workers are servers that the node dials, see `dialed`.
 //!
 //! Properties:
 //! - a call gets exactly one last REPLY while its session lasts;

@@ -1,8 +1,8 @@
-//! Members of a group that stop reading, on simulated I/O: whether the others feel it, and whether the slow ones are told
-//! what they have missed and have all of it in the end.
+//! Members of a group that stop reading, on simulated I/O: whether the others feel it, and whether the slow ones are
+//! told what they have missed and have all of it in the end.
 //!
-//! Everybody is a member of one group, and the first one sends. A slow member asks for what it has missed only when it is
-//! told by HEADS that there is something, so what it has in the end shows that it was told.
+//! Everybody is a member of one group, and the first one sends. A slow member asks for what it has missed only when it
+//! is told by HEADS that there is something, so what it has in the end shows that it was told.
 
 use super::inbox::store::SimStore;
 use super::node::{Node, NodeConfig};

@@ -96,6 +96,24 @@ fn frames_before_an_end_come_out_and_those_behind_do_not() {
 }
 
 #[test]
+fn the_words_of_a_close_come_once_wherever_it_is_parted() {
+    for (payload, words) in [(&b"\x03\xe8bye \xe2\x80\xa6"[..], "bye \u{2026}"), (b"\x03\xe8", ""), (b"", "")] {
+        let sent = masked(Opcode::Close, true, payload);
+        for length in 1..=sent.len() {
+            let (mut inbound, mut said) = (Inbound::default(), Vec::new());
+            for piece in sent.chunks(length) {
+                inbound.take(Role::Server, &mut piece.to_vec(), |control| match control {
+                    Control::Close(reason) => said.push(reason.to_owned()),
+                    other => panic!("{other:?}"),
+                });
+            }
+            assert_eq!(said, [words], "pieces of {length}");
+            assert!(matches!(inbound.end(), Some(End::Closed(_))));
+        }
+    }
+}
+
+#[test]
 fn there_is_something_to_remember_exactly_while_something_is_begun() {
     let sent = message(&every_kind()[2].bytes);
     let mut inbound = Inbound::default();

@@ -1,5 +1,5 @@
-//! Sessions that are not given the messages of large groups, but told by HEADS that there are some: each at most once in
-//! a round of five seconds, for all its groups together.
+//! Sessions that are not given the messages of large groups, but told by HEADS that there are some: each at most once
+//! in a round of five seconds, for all its groups together.
 //!
 //! A round goes through all slots in steps, one a tick. What a session is to be told needs no place of its own: a part
 //! knows where in the rounds its latest news came, and a session has been told since if its slot was looked at later.

@@ -19,8 +19,8 @@ impl fmt::Display for SecretError {
         };
         write!(
             f,
-            "the cluster secret has {length} bytes, which is too {what}: put {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} random bytes \
-             into the file named by --cluster-secret-file, the same on every node"
+            "the cluster secret has {length} bytes, which is too {what}: put {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} \
+             random bytes into the file named by --cluster-secret-file, the same on every node"
         )
     }
 }
@@ -136,33 +136,38 @@ impl fmt::Display for HandshakeError {
             ),
             HandshakeError::OwnName { name } => write!(
                 f,
-                "both sides are named {name:?}: give each node its own --node, and check that --mesh of another node does not lead back here"
+                "both sides are named {name:?}: give each node its own --node, and check that --mesh of another node \
+                 does not lead back here"
             ),
             HandshakeError::UnexpectedName { expected, name } => write!(
                 f,
-                "{name:?} answered in place of {expected:?}: check --mesh of {expected:?}, which has to be an address of that node alone"
+                "{name:?} answered in place of {expected:?}: check --mesh of {expected:?}, which has to be an address \
+                 of that node alone"
             ),
             HandshakeError::UnknownName { name } => write!(
                 f,
-                "node {name:?} is not a member here: check that both nodes use the same --redis, then it is let in with the next view"
+                "node {name:?} is not a member here: check that both nodes use the same --redis, then it is let in \
+                 with the next view"
             ),
             HandshakeError::WrongDirection { dialer, acceptor } => write!(
                 f,
-                "{dialer:?} dialed {acceptor:?}, but the node whose name sorts first dials: upgrade both nodes to one release"
+                "{dialer:?} dialed {acceptor:?}, but the node whose name sorts first dials: upgrade both nodes to one \
+                 release"
             ),
             HandshakeError::UnknownLink { link, links } => write!(
                 f,
-                "link {link} was dialed, but {links} are between the two nodes: the views differ; try again when both know each other's --shards"
+                "link {link} was dialed, but {links} are between the two nodes: the views differ; try again when both \
+                 know each other's --shards"
             ),
             HandshakeError::StaleIncarnation { name, known, incarnation } => write!(
                 f,
-                "{name:?} came with incarnation {incarnation}, but {known} is known: an old process still runs, or two share the name; stop it \
-                 or give it its own --node"
+                "{name:?} came with incarnation {incarnation}, but {known} is known: an old process still runs, or two \
+                 share the name; stop it or give it its own --node"
             ),
             HandshakeError::LaterIncarnation { name, known, incarnation } => write!(
                 f,
-                "{name:?} has come back as incarnation {incarnation}, but {known} is known here: the link follows with the next view; \
-                 if none comes, check that both nodes use the same --redis"
+                "{name:?} has come back as incarnation {incarnation}, but {known} is known here: the link follows with \
+                 the next view; if none comes, check that both nodes use the same --redis"
             ),
             HandshakeError::NotMesh => {
                 write!(
@@ -172,7 +177,8 @@ impl fmt::Display for HandshakeError {
             }
             HandshakeError::HelloTooLong { length } => write!(
                 f,
-                "a first frame of {length} bytes, more than {HELLO_BYTES_MAX}: check that the other side is a gateway, and upgrade it"
+                "a first frame of {length} bytes, more than {HELLO_BYTES_MAX}: check that the other side is a gateway, \
+                 and upgrade it"
             ),
             HandshakeError::Malformed(violation) => write!(f, "{violation}: upgrade both nodes to one release"),
             HandshakeError::OutOfTurn => {
@@ -181,12 +187,14 @@ impl fmt::Display for HandshakeError {
             HandshakeError::GaveWay => {
                 write!(
                     f,
-                    "too many connections are in their handshake: see who connects to the mesh port, and let only gateways reach it"
+                    "too many connections are in their handshake: see who connects to the mesh port, and let only \
+                     gateways reach it"
                 )
             }
             HandshakeError::Silent { after_ms } => write!(
                 f,
-                "no handshake within {after_ms} ms: check that --mesh leads to a gateway and that no firewall holds its answers back"
+                "no handshake within {after_ms} ms: check that --mesh leads to a gateway and that no firewall holds \
+                 its answers back"
             ),
             HandshakeError::Refused { code, text } => write!(f, "the other node refused ({code}): {text}"),
         }

@@ -46,8 +46,8 @@ impl Mesh {
                 continue;
             };
             tracing::error!(
-                "shard {}: no link to node {}, which takes {links} of the {LINKS_MAX} mesh links a shard has places for, and those are taken: \
-                 give all nodes about as many --shards, or have fewer nodes",
+                "shard {}: no link to node {}, which takes {links} of the {LINKS_MAX} mesh links a shard has places \
+                 for, and those are taken: give all nodes about as many --shards, or have fewer nodes",
                 self.config.shard,
                 member.name
             );

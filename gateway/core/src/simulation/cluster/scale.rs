@@ -293,8 +293,8 @@ impl Scale {
         body(self);
         let Tally { views, records, bytes, letters, news, control, shards, ms } = self.tally.since(before);
         println!(
-            "{what:<16} {views:>4} views, of one node: {records:>7} records of {bytes:>9} B, {letters:>9} letters between shards, \
-             {news:>8} words of links, control thread {:>5.2} % of a core, {:>6.2} ms a shard and view",
+            "{what:<16} {views:>4} views, of one node: {records:>7} records of {bytes:>9} B, {letters:>9} letters \
+             between shards, {news:>8} words of links, control thread {:>5.2} % of a core, {:>6.2} ms a shard and view",
             control.as_secs_f64() * 1e5 / ms as f64,
             shards.as_secs_f64() * 1e3 / f64::from(SHARDS) / views.max(1) as f64,
         );

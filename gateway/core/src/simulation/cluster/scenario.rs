@@ -201,8 +201,8 @@ impl Scenario {
         }
     }
 
-    /// Senders that leave a node for another one while what they have sent waits on a link of it that is cut: it comes to
-    /// its home when they have sent it again from there.
+    /// Senders that leave a node for another one while what they have sent waits on a link of it that is cut: it comes
+    /// to its home when they have sent it again from there.
     pub(super) fn overtaken(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x006F_7665_7274);
         let rooms = Scenario::rooms(seed);

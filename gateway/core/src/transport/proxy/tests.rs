@@ -212,7 +212,10 @@ proptest! {
     /// The library's author has not read this code. It is more lenient in some places, so only what both take is
     /// compared.
     #[test]
-    fn a_header_of_another_author_is_read_as_it_was_meant(source in any::<SocketAddr>(), destination in any::<SocketAddr>()) {
+    fn a_header_of_another_author_is_read_as_it_was_meant(
+        source in any::<SocketAddr>(),
+        destination in any::<SocketAddr>(),
+    ) {
         use proxy_header::{ParseConfig, ProxiedAddress, ProxyHeader};
         prop_assume!(source.is_ipv4() == destination.is_ipv4());
         let plain = |address: SocketAddr| SocketAddr::new(address.ip(), address.port());

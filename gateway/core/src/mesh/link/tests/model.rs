@@ -61,13 +61,15 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let side = || 0..2_usize;
+    let (short, long) = ((0..300_u16).prop_map(Some), (300..3_000_u16).prop_map(Some));
     prop_oneof![
-        30 => (side(), prop_oneof![3 => (0..300_u16).prop_map(Some), 1 => (300..3_000_u16).prop_map(Some), 2 => Just(None)])
+        30 => (side(), prop_oneof![3 => short, 1 => long, 2 => Just(None)])
             .prop_map(|(side, payload)| Op::Queue { side, payload }),
         20 => side().prop_map(|side| Op::Take { side }),
         20 => (side(), prop_oneof![1..80_usize, Just(usize::MAX)])
             .prop_map(|(side, bytes)| Op::Complete { side, bytes }),
-        20 => (side(), prop_oneof![1..120_usize, Just(usize::MAX)]).prop_map(|(side, bytes)| Op::Deliver { side, bytes }),
+        20 => (side(), prop_oneof![1..120_usize, Just(usize::MAX)])
+            .prop_map(|(side, bytes)| Op::Deliver { side, bytes }),
         3 => side().prop_map(|side| Op::Cut { side }),
         8 => (0..400_usize).prop_map(|late| Op::Connect { late }),
         1 => Just(Op::ConnectHalf),
