@@ -77,7 +77,7 @@ const DIAL_ERRNO_BITS: u32 = TAG_SHIFT - 32;
 const _: () = assert!(HandoverToken::BITS <= TAG_SHIFT && GENERATION_BITS + 32 <= TAG_SHIFT);
 
 impl Tag {
-    const ALL: [Tag; 17] = [
+    const ALL: [Tag; 18] = [
         Tag::Ignore,
         Tag::Accept,
         Tag::Poll,
