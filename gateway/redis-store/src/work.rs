@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
-use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, Program, StoreSync, Value};
+use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, StoreSync, Value};
 use trunkline_store::{Answer, GroupAsk, GroupReply, Opened, Refusal, Reply, Request, Source, Stats, StoreMail};
 
 /// Requests and bytes taken out of the mailbox at a time.

@@ -28,6 +28,13 @@ impl Shard {
         lives && self.home(user) == Home::Here && !self.is_unsettled(user)
     }
 
+    /// The user of each session that is in a group, as this shard's part of it has them.
+    pub(crate) fn sessions_in(&mut self, group: u64) -> Vec<u64> {
+        let (slots, parts) = (&mut self.links.slots, &self.groups.parts);
+        let is_in = |slot: &u32| parts.groups_of(*slot).any(|of| of == group);
+        (0..slots.high_water()).filter(is_in).map(|slot| slots.at(slot).user).collect()
+    }
+
     /// Connections to other nodes.
     pub(crate) fn node_connections(&self) -> u32 {
         self.mesh.as_ref().map_or(0, |mesh| mesh.connections())

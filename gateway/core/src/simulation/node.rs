@@ -345,11 +345,8 @@ impl Node {
     pub(super) fn sessions_in(&mut self, group: u64) -> BTreeMap<u64, usize> {
         let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
         for seat in &mut self.seats {
-            let state = &mut seat.core.shard;
-            for slot in 0..state.links.slots.high_water() {
-                if state.groups.parts.groups_of(slot).any(|of| of == group) {
-                    *sessions.entry(state.links.slots.at(slot).user).or_default() += 1;
-                }
+            for user in seat.core.shard.sessions_in(group) {
+                *sessions.entry(user).or_default() += 1;
             }
         }
         sessions
