@@ -747,13 +747,13 @@ async fn run_accepted(shared: Arc<Shared>, number: u32, stream: TcpStream) {
         accepted = Link::accept(&shared, stream) => accepted,
         _ = stopped.changed() => return,
     };
-    let served = match accepted {
-        Ok((window, link)) => serve_link(&shared, number, window, link).await,
-        Err(error) => Err(error),
-    };
-    shared.drop_link(number);
-    if let Err(error) = served {
-        shared.tell(&error);
+    // Who was not let in may be anybody, and could keep the application busy.
+    if let Ok((window, link)) = accepted {
+        let served = serve_link(&shared, number, window, link).await;
+        shared.drop_link(number);
+        if let Err(error) = served {
+            shared.tell(&error);
+        }
     }
 }
 
