@@ -31,6 +31,8 @@ const BURST_MAX: u64 = 2_048;
 /// PINGs that are due written before the fleet is turned again: a wave of them must not hold up the messages that are
 /// measured.
 const PINGS_PER_STEP: u32 = 32;
+/// PINGs of a roll call that are unanswered at a time.
+const ROLL_CALL_WINDOW: u64 = 4_096;
 
 /// Connections opened or cut before the fleet is turned again, so that nobody else waits for long.
 const CONNECTIONS_PER_STEP: u32 = 64;
@@ -66,6 +68,8 @@ pub(crate) struct Tally {
     pub(crate) lost: u64,
     /// Sessions ended by LOGOUT.
     pub(crate) left: u64,
+    /// PINGs sent.
+    pings: u64,
     /// PONGs received.
     pub(crate) pongs: u64,
     entering: u32,
@@ -80,6 +84,7 @@ impl Tally {
         self.refused += other.refused;
         self.lost += other.lost;
         self.left += other.left;
+        self.pings += other.pings;
         self.pongs += other.pongs;
         self.entering += other.entering;
         self.leaving += other.leaving;
@@ -509,23 +514,33 @@ impl Crowd {
         Ok(self.ledger.settled()?)
     }
 
-    /// Asks every client for a last PONG. Those that do not answer are lost.
+    /// Asks every client for a last PONG. Those that do not answer are lost. Heartbeats go on meanwhile, so that nobody
+    /// is silent for longer than between two of them, however long the roll call takes; who has sent one since it began
+    /// is not asked again.
     pub(crate) fn roll_call(&mut self, fleet: &mut Fleet, mut tick: impl FnMut(&Crowd)) -> Result<(), Failure> {
-        self.ping_every(None);
-        // Who has been silent for longest comes first, so that nobody is silent for longer than between two heartbeats.
-        let now_us = now_us() as u32;
-        let mut order: Vec<u32> = (0..self.connections()).collect();
-        order.sort_by_key(|&connection| now_us.wrapping_sub(self.began_us[connection as usize]));
-        let mut last_progress = Instant::now();
+        let began = Instant::now();
+        let mut rest = 0..self.connections();
+        let mut last_progress = began;
+        let unanswered = |tally: &Tally| tally.pings.saturating_sub(tally.pongs);
+        let unanswered_before = unanswered(&self.tally);
         loop {
-            let mut asked = 0;
+            let (mut asked, mut passed) = (0, 0);
+            // The clock of heartbeats wraps, so it is compared by how long ago.
+            let ago_us = began.elapsed().as_micros() as u32;
             while asked < PINGS_PER_STEP
-                && let Some(connection) = order.pop()
+                && passed < 100 * PINGS_PER_STEP
+                && unanswered(&self.tally) < unanswered_before + ROLL_CALL_WINDOW
+                && let Some(connection) = rest.next()
             {
-                if self.stages[connection as usize] == Stage::In {
+                passed += 1;
+                let silent_us = (now_us() as u32).wrapping_sub(self.began_us[connection as usize]);
+                if self.stages[connection as usize] == Stage::In && silent_us > ago_us {
                     self.ping(fleet, connection)?;
                     asked += 1;
                 }
+            }
+            if rest.is_empty() {
+                self.ping_every(None);
             }
             let before = self.tally.pongs;
             self.step(fleet, Duration::from_millis(5))?;
@@ -533,12 +548,12 @@ impl Crowd {
             if self.tally.pongs > before || asked > 0 {
                 last_progress = Instant::now();
             }
-            if order.is_empty() && !self.stages.contains(&Stage::Asked) {
+            if rest.is_empty() && !self.stages.contains(&Stage::Asked) {
                 return Ok(());
             }
             if last_progress.elapsed() > PATIENCE {
                 for connection in 0..self.stages.len() as u32 {
-                    if self.stages[connection as usize] == Stage::Asked {
+                    if self.stages[connection as usize] == Stage::Asked || rest.contains(&connection) {
                         self.gone(connection, "no PONG");
                     }
                 }
@@ -590,6 +605,7 @@ impl Crowd {
 
     fn ping(&mut self, fleet: &mut Fleet, connection: u32) -> Result<(), Failure> {
         self.stages[connection as usize] = Stage::Asked;
+        self.tally.pings += 1;
         self.alive(connection, now_us());
         let header = Header { kind: Kind::Ping, flags: 0, aux: connection as u16, id: 0, peer: 0, stamp: 0 };
         fleet.stage(connection, |out| encode(out, &header, &[]));

@@ -283,6 +283,24 @@ test("the demo: everybody is in a group whose messages are kept, or else in a li
   rmSync(folder, { recursive: true, force: true });
 });
 
+test("the demo: who types faster than the page loads is logged in as what he typed", async () => {
+  const gateway = await start("--demo");
+  const page = await (await browser.newContext()).newPage();
+  let answer;
+  const held = new Promise((resolve) => (answer = resolve));
+  await page.route("**/demo/config.json", async (route) => {
+    await held;
+    await route.continue();
+  });
+  await page.goto(`http://127.0.0.1:${gateway.httpPort}/demo`);
+  await page.fill("#user", "55");
+  await page.click("#enter");
+  answer();
+  await page.waitForSelector("#connection[data-state=open]");
+  assert.match(await page.textContent("#me"), /\b55$/);
+  await page.context().close();
+});
+
 test("the demo: two tabs talk, see each other come and go, and the newer one of two with one name stays", async () => {
   const gateway = await start("--demo");
   for (const host of ["127.0.0.1", "localhost"]) {

@@ -373,11 +373,14 @@
     if (!user) return;
     el("enter").disabled = true;
     try {
+      // Whoever types fast is here before the page knows where to connect.
+      if (!(await ready)) return;
       await login(user, el("token").value.trim());
     } catch (error) {
       el("login-error").textContent = error.message;
+    } finally {
+      el("enter").disabled = false;
     }
-    el("enter").disabled = false;
   };
   el("add").onsubmit = (event) => {
     event.preventDefault();
@@ -405,16 +408,24 @@
     el("list").querySelector(`[data-id="${id}"]`)?.focus();
   };
 
-  (async () => {
-    close();
+  close();
+  /** Whether the gateway has said where to connect; if it has not, the page says so. */
+  const ready = (async () => {
     try {
       config = await (await fetch("/demo/config.json")).json();
     } catch (error) {
       el("login-error").textContent = `The gateway does not answer: ${error.message}`;
-      return;
+      return false;
     }
     el("token-row").hidden = !config.token;
-    el("user").value = await suggest();
+    return true;
+  })();
+  (async () => {
+    if (!(await ready)) return;
+    const id = await suggest();
+    // Not over what somebody has typed meanwhile.
+    if (el("user").value) return;
+    el("user").value = id;
     el("user").select();
   })();
 })();
