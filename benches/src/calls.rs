@@ -20,6 +20,7 @@ use crate::{
     peers::{Layered, PEERS, free_address, start_in, version_of, written},
     progress::Progress,
     report::{INTERVALS, Machine, Median, median, table, write_json},
+    scenario::turns,
     server::Server,
     service::SERVICE,
     transport::Wire,
@@ -262,9 +263,9 @@ pub(crate) fn run(args: &CallsArgs) -> Result<(), Failure> {
 fn measure(args: &CallsArgs, cases: &mut [Case], folder: &Path) -> Result<(), Failure> {
     let count = cases.len();
     for round in 1..=args.rounds {
-        // In turning order, so that none always has the machine as the same other one left it.
-        for turn in 0..count {
-            let case = &mut cases[(turn + round as usize - 1) % count];
+        // So that none always has the machine as the same other one left it.
+        for at in turns(count, round) {
+            let case = &mut cases[at];
             if case.failed.is_some() {
                 continue;
             }

@@ -33,7 +33,7 @@ use crate::{
     peers::{Layered, PEERS, Peer},
     progress::Progress,
     report::{INTERVALS, Machine, Median, median, table, write_json},
-    scenario::seconds,
+    scenario::{seconds, turns},
     server::Server,
     site::NodesArgs,
     sockets::tables_for,
@@ -303,9 +303,8 @@ fn compare(
         }
         let count = contestants.len();
         for number in 1..=args.rounds {
-            // In turning order, so that none always has the machine as the same other one left it.
-            for turn in 0..count {
-                let at = (turn + number as usize - 1) % count;
+            // So that none always has the machine as the same other one left it.
+            for at in turns(count, number) {
                 let contestant = &mut contestants[at];
                 let (Some(room), Some(server)) = (&mut rooms[at], &contestant.server) else { continue };
                 let progress = Progress::new(format!("{} {number}/{}", contestant.name, args.rounds));

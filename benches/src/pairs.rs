@@ -21,6 +21,7 @@ use crate::{
     payload::PAYLOAD_BYTES_MIN,
     progress::Progress,
     report::{INTERVALS, Machine, Median, median, table, write_json},
+    scenario::turns,
     server::Server,
     site::{Crossings, NodesArgs, QUIET_MIN, RedisUse, Site},
     tls::TlsArgs,
@@ -321,9 +322,9 @@ fn measure(load: &Load, shards: u32, sites: &mut [Site], mut cases: Vec<Case>) -
     let mut run_number = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u32);
     let count = cases.len();
     for round in 1..=load.rounds {
-        // In turning order, so that none always has the machine as the same other one left it.
-        for turn in 0..count {
-            let case = &mut cases[(turn + round as usize - 1) % count];
+        // So that none always has the machine as the same other one left it.
+        for at in turns(count, round) {
+            let case = &mut cases[at];
             let progress = Progress::new(format!("{} {round}/{}", case.name, load.rounds));
             let site = &mut sites[case.site];
             let seats = site.seats(load.conns, shards, case.placement);

@@ -31,7 +31,7 @@ use crate::{
     push_all::{self, Cast},
     push_round::Round,
     report::{INTERVALS, Machine, Median, median, table, write_json},
-    scenario::run_number,
+    scenario::{run_number, turns},
     server::Server,
     service::SERVICE,
     traffic::{self, Stretch},
@@ -273,9 +273,9 @@ fn measure(args: &PushArgs, place: &Place, cases: &mut [Case]) -> Result<(), Fai
     let mut run = run_number();
     let count = cases.len();
     for round in 1..=args.rounds {
-        // In turning order, so that none always has the machine as the same other one left it.
-        for turn in 0..count {
-            let case = &mut cases[(turn + round as usize - 1) % count];
+        // So that none always has the machine as the same other one left it.
+        for at in turns(count, round) {
+            let case = &mut cases[at];
             let progress = Progress::new(format!("{} {round}/{}", case.name, args.rounds));
             run = run.wrapping_add(1);
             measure_one(args, place, case, run, &progress)?;

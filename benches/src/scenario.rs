@@ -382,7 +382,46 @@ pub(crate) fn report<A: Serialize, F: Serialize>(
     crate::report::write_json(path, &report)
 }
 
+/// The order of contestants in a round, the first of which is 1: another one each time, in which each comes behind each
+/// other one equally often (E. J. Williams, Experimental designs balanced for the estimation of residual effects of
+/// treatments, 1949), over as many rounds as there are contestants, or twice as many where that is an odd number.
+pub(crate) fn turns(count: usize, round: u32) -> impl Iterator<Item = usize> {
+    let (is_odd, round) = (count % 2 == 1, round.saturating_sub(1) as usize);
+    // From the first one to both sides in alternation, and each round one further.
+    let (shift, is_reversed) = if is_odd { (round / 2, round % 2 == 1) } else { (round, false) };
+    (0..count).map(move |turn| {
+        let place = if is_reversed { count - 1 - turn } else { turn };
+        let step = if place % 2 == 1 { place.div_ceil(2) } else { count - place / 2 };
+        (step + shift) % count
+    })
+}
+
 /// Progress of a scenario.
 pub(crate) fn progress(bench: &str, clients: &Clients) -> Progress {
     Progress::new(format!("{bench} {}", clients.conns))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn everybody_comes_behind_everybody_else_equally_often() {
+        for count in 1..20 {
+            let rounds = if count % 2 == 1 { 2 * count } else { count };
+            let mut behind = HashMap::new();
+            for round in 1..=rounds {
+                let order: Vec<usize> = turns(count, round as u32).collect();
+                let mut all = order.clone();
+                all.sort_unstable();
+                assert!(all.into_iter().eq(0..count), "each once: {order:?}");
+                order.windows(2).for_each(|pair| *behind.entry((pair[0], pair[1])).or_insert(0) += 1);
+            }
+            assert_eq!(behind.len(), count * (count - 1), "of {count}");
+            let each = rounds / count;
+            assert!(behind.values().all(|times| *times == each), "of {count}: {behind:?}");
+        }
+    }
 }

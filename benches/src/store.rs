@@ -27,7 +27,7 @@ use crate::{
     reading::Readers,
     redis::Scratch,
     report::{INTERVALS, Machine, Median, median, table, write_json},
-    scenario::{run_number, seconds},
+    scenario::{run_number, seconds, turns},
     site::{NodesArgs, RedisUse, Site},
     users::Seats,
 };
@@ -177,9 +177,8 @@ pub(crate) fn run(args: &StoreArgs) -> Result<(), Failure> {
         .collect();
     let count = kinds.len();
     for round in 1..=args.rounds {
-        // In turning order, so that none always has the machine as the same other one left it.
-        for turn in 0..count {
-            let number = (turn + round as usize - 1) % count;
+        // So that none always has the machine as the same other one left it.
+        for number in turns(count, round) {
             let (kind, contest) = (kinds[number].0, &mut servers[number]);
             if contest.failed.is_some() {
                 continue;

@@ -27,7 +27,7 @@ use crate::{
     process::{CpuTime, UserMemory, own_cpu},
     progress::Progress,
     report::{INTERVALS, Machine, Median, median, table, write_json},
-    scenario::run_number,
+    scenario::{run_number, turns},
     server::Server,
     transport::{Layers, Transport, Transports, Wire},
 };
@@ -307,9 +307,8 @@ fn compare(
     }
     let count = contestants.len();
     for round in 1..=args.rounds {
-        // In turning order, so that none always has the machine as the same other one left it.
-        for turn in 0..count {
-            let number = (turn + round as usize - 1) % count;
+        // So that none always has the machine as the same other one left it.
+        for number in turns(count, round) {
             let ((contestant, _), result) = (&contestants[number], &mut results[number]);
             if result.failed.is_some() {
                 continue;

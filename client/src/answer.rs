@@ -17,7 +17,7 @@ impl Client {
     /// ([`Message::is_own`]) is not to be answered: two devices of a bot would do so for ever.
     ///
     /// # Errors
-    /// As [`Self::submit_when_room`]; [`Error::DuplicateId`] only where somebody waits for the fate of that very answer.
+    /// As [`Self::submit_when_room`]; [`Error::DuplicateId`] only where somebody waits for the fate of that answer.
     pub async fn answer(&self, question: &Message, payload: impl Into<Payload>) -> Result<Receipt, Error> {
         let mut answer = Outgoing::new(question.from, payload).with_id(id_of_answer(question.from, question.id));
         answer.retry = question.is_again() || question.is_replay();

@@ -206,8 +206,8 @@ impl Error {
     }
 
     /// Of [`crate::Client::connect`]: whether the same attempt can work later, with the configuration as it is. It can
-    /// where nobody listens yet, where the gateway ends or is full, and where there is no token at the moment; it cannot
-    /// where the configuration or the address is wrong, or where the gateway has refused the login for good
+    /// where nobody listens yet, where the gateway ends or is full, and where there is no token at the moment; it
+    /// cannot where the configuration or the address is wrong, or where the gateway has refused the login for good
     /// ([`Reason::allows_reconnect`]).
     #[must_use]
     pub fn allows_reconnect(&self) -> bool {

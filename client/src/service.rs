@@ -833,17 +833,14 @@ async fn run_accepted(mut visit: Visit, stream: TcpStream) {
         accepted = Link::accept(&mut visit, stream) => accepted,
         _ = stopped.changed() => return,
     };
-    let served = match accepted {
-        Ok((mut share, link)) => {
-            let window = share.window();
-            let served = serve_link(&visit.shared, visit.number, window, Some(share), link).await;
-            visit.shared.drop_link(visit.number);
-            served
+    // Who was not let in may be anybody, and could keep the application busy.
+    if let Ok((mut share, link)) = accepted {
+        let window = share.window();
+        let served = serve_link(&visit.shared, visit.number, window, Some(share), link).await;
+        visit.shared.drop_link(visit.number);
+        if let Err(error) = served {
+            visit.shared.tell(&error);
         }
-        Err(error) => Err(error),
-    };
-    if let Err(error) = served {
-        visit.shared.tell(&error);
     }
 }
 

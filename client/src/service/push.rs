@@ -140,8 +140,8 @@ impl Fate {
     }
 }
 
-/// Pushes for a worker, for whoever else is to: its handlers above all, which are there before the worker is. Clones are
-/// cheap, and none of them keeps the worker from ending.
+/// Pushes for a worker, for whoever else is to: its handlers above all, which are there before the worker is. Clones
+/// are cheap, and none of them keeps the worker from ending.
 ///
 /// ```no_run
 /// use trunkline_client::service::{Answer, Request, Service};
