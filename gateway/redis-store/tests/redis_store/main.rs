@@ -461,6 +461,7 @@ fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwa
     assert!(matches!(running.append(0, user, 2, true), Reply::Stored { duplicate: true, .. }));
     assert_eq!(running.read(user), [1, 2]);
     assert_eq!(claims_hold(), [true; 3]);
+    drop(claims_hold);
 
     // A failover: nothing that was confirmed is lost.
     let slot = redis.slot_of(&format!("tl:inbox:{{{user}}}"));
