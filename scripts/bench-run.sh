@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # For the scripts that measure: what they run, and how it is stored.
 #
-# With BENCH_DRY_RUN=1 nothing is measured, drawn or written: each run prints its name and its arguments, with tabs between them. So
-# `scripts/figures.py --check` knows what a stored result must have been measured with.
+# With BENCH_DRY_RUN=1 nothing is measured, drawn or written: each run prints its name and its arguments, with tabs
+# between them. So `scripts/figures.py --check` knows what a stored result must have been measured with.
 bench=target/release/bench
 # What a run's process is started with, before the program: a namespace, say.
 bench_within=()
@@ -11,8 +11,8 @@ is_dry_run() {
   [ "${BENCH_DRY_RUN:-}" = 1 ]
 }
 
-# Cores for both ends of a load, for --shared-cores. Results may come from machines of different size: {cores} stands for those of
-# the machine that a result tells.
+# Cores for both ends of a load, for --shared-cores. Results may come from machines of different size: {cores} stands
+# for those of the machine that a result tells.
 cores_here() {
   if is_dry_run; then echo '{cores}'; else nproc; fi
 }

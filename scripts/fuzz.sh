@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Fuzzes targets of proto/fuzz and gateway/fuzz: fuzz.sh [SECS] [TARGET…]. Each one for SECS seconds (60), all of them if none is named.
-# With RUNS=N each gets N inputs instead, however long that takes, or SECS at most if that is given too.
+# Fuzzes targets of proto/fuzz and gateway/fuzz: fuzz.sh [SECS] [TARGET…]. Each one for SECS seconds (60), all of them
+# if none is named. With RUNS=N each gets N inputs instead, however long that takes, or SECS at most if that is given
+# too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=

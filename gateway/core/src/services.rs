@@ -331,8 +331,8 @@ impl Services {
         Some(server)
     }
 
-    /// Takes a call out of all that knows of it at this shard, `own`, but its caller. It says where it was, for who has to
-    /// be told.
+    /// Takes a call out of all that knows of it at this shard, `own`, but its caller. It says where it was, for who has
+    /// to be told.
     pub(crate) fn take_out(&mut self, key: CallKey, own: u16) -> Option<Call> {
         let call = self.calls.get(key)?;
         let (has_begun, at) = (call.has_begun, call.at);

@@ -327,8 +327,8 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
 fn too_many() -> Problem {
     Problem::new(
         StatusCode::TOO_MANY_REQUESTS,
-        "this key has pushed as much as it may for now (pushes_per_key_per_sec, or pushes_per_sec in its line of the keys \
-         file); try again in a moment",
+        "this key has pushed as much as it may for now (pushes_per_key_per_sec, or pushes_per_sec in its line of \
+         the keys file); try again in a moment",
     )
 }
 

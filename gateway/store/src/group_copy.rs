@@ -1,5 +1,5 @@
-//! The lines of an export that are about groups: for each group one with its settings and floor, then its messages, then
-//! its members.
+//! The lines of an export that are about groups: for each group one with its settings and floor, then its messages,
+//! then its members.
 
 use crate::{GroupSettings, JoinRule, Member, MemberInfo, Record, Role};
 use base64::Engine;

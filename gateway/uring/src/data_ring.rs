@@ -220,8 +220,8 @@ impl Uring {
         let time = if tag == Tag::Pause { &mut self.pause } else { &mut self.tick };
         **time = Timespec::new().sec(u64::from(ms / 1_000)).nsec(ms % 1_000 * 1_000_000);
         let entry = opcode::Timeout::new(&**time).flags(TimeoutFlags::empty()).build();
-        // SAFETY: the kernel copies the time when the entry is submitted; both times are boxed, live as long as the ring,
-        // and are written again only after their completion, which comes after the submission.
+        // SAFETY: the kernel copies the time when the entry is submitted; both times are boxed, live as long as the
+        // ring, and are written again only after their completion, which comes after the submission.
         unsafe { self.push(&entry.user_data(tag.with(0))) };
     }
 

@@ -1,5 +1,5 @@
-//! Tokens (JWT) as keys of an API: signed with EdDSA over Ed25519 (RFC 8037) by whoever has the private key to a line of
-//! the keys file. No clock: what time it is, is told.
+//! Tokens (JWT) as keys of an API: signed with EdDSA over Ed25519 (RFC 8037) by whoever has the private key to a line
+//! of the keys file. No clock: what time it is, is told.
 //!
 //! The `kid` of a token names the line. A token has at most what its line has: `scope` and `services` take away, and
 //! never add. What is wrong with one that is refused is nobody's business but its issuer's.

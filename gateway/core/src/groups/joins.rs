@@ -61,8 +61,8 @@ impl Joins {
         }
     }
 
-    /// Rooms that a session has asked to join and was not answered, one of them several times perhaps, and the ids of the
-    /// frames.
+    /// Rooms that a session has asked to join and was not answered, one of them several times perhaps, and the ids of
+    /// the frames.
     pub(crate) fn of(&self, slot: u32) -> &[(u64, u64)] {
         self.by_slot.get(&slot).map_or(&[], Vec::as_slice)
     }

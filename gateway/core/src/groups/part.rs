@@ -638,8 +638,8 @@ impl Parts {
         }
     }
 
-    /// Goes on with what is on its way, for so many sessions, at that time. Returns the groups of which the shard has no
-    /// part any more.
+    /// Goes on with what is on its way, for so many sessions, at that time. Returns the groups of which the shard has
+    /// no part any more.
     pub(crate) fn walk(&mut self, sessions_max: usize, pace: Pace, sink: &mut impl Sink) -> Vec<u64> {
         let mut ended = Vec::new();
         let mut left = sessions_max;

@@ -157,8 +157,8 @@ pub struct InstanceSeen {
     pub failed: bool,
 }
 
-/// What an operator says of a worker. It holds until its last link to the shard has ended; of a server that is dialed as
-/// long as its address is.
+/// What an operator says of a worker. It holds until its last link to the shard has ended; of a server that is dialed
+/// as long as its address is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstanceChange {
     /// Whether it gets no more calls.

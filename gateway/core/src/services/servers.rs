@@ -116,8 +116,8 @@ impl DialedServers {
     }
 
     /// The name of the server at a place stands for these addresses now; the first 16 in their own order count, however
-    /// they were told. Without one, those of before stay; one that is missing is gone with the third look-up in succession
-    /// without it, or when there are 16 others. Returns how many were left out.
+    /// they were told. Without one, those of before stay; one that is missing is gone with the third look-up in
+    /// succession without it, or when there are 16 others. Returns how many were left out.
     pub fn resolved(&self, at: usize, addresses: &[SocketAddr]) -> usize {
         if addresses.is_empty() {
             return 0;

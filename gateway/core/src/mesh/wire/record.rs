@@ -4,7 +4,8 @@
 //! offset  size  field
 //! 0       4     length   of the whole record, these 4 bytes included
 //! 4       1     kind
-//! 5       1     hops     nodes it has crossed; attempts in a Transfer, whether there is a device in a KickUser, status in a KickDone or
+//! 5       1     hops     nodes it has crossed; attempts in a Transfer, whether there is a device in a KickUser, status
+//! in a KickDone or
 //!                        UserTold, bits in a UserWatch, flags in a Call or Answer
 //! 6       2     aux      flags, outcome or code, by kind
 //! ```
@@ -300,8 +301,8 @@ pub(crate) enum Record<'a> {
     BroadcastStop { to: u16, from: u16, token: u32 },
 }
 
-/// A [`Record::Message`] by itself. It is what links carry most of, and to put it into what could be any record, and find
-/// out again and again which it is, takes longer than all else about it.
+/// A [`Record::Message`] by itself. It is what links carry most of, and to put it into what could be any record, and
+/// find out again and again which it is, takes longer than all else about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Message<'a> {
     pub(crate) origin: Address,

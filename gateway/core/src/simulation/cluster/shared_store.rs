@@ -1,5 +1,6 @@
-//! The store that the simulated nodes share: in memory, with a fence for each group and each inbox, late at each node by itself, and
-//! cut off from a node by its crash, so that what a node asked may be done without anybody hearing of it.
+//! The store that the simulated nodes share: in memory, with a fence for each group and each inbox, late at each node
+//! by itself, and cut off from a node by its crash, so that what a node asked may be done without anybody hearing of
+//! it.
 
 use super::super::node::Node;
 use super::super::{Bug, planted};
@@ -52,7 +53,8 @@ pub(super) struct SharedStore {
     /// Messages that it has although it seems to have refused them, and all else that it refused for that reason.
     pub(super) done_unheard: u64,
     pub(super) not_done: u64,
-    /// Of a thousand batches of a node, how many take seconds; and of a thousand claims, how many too few replicas have.
+    /// Of a thousand batches of a node, how many take seconds; and of a thousand claims, how many too few replicas
+    /// have.
     pub(super) late_permille: u32,
     pub(super) unsure_permille: u32,
     pub(super) unsure: u64,
