@@ -69,6 +69,7 @@ impl Side {
             });
             self.mesh.put_sealing(slot, sealing);
             if opened.is_err() {
+                self.mesh.note_forged();
                 return self.mesh.broken(slot, now_ms, 0);
             }
         } else {
