@@ -573,8 +573,8 @@ settings! {
     /// Bytes held for other nodes until they confirm them, for the node; one link holds a quarter of its shard's share.
     /// When hit: messages without ACK are dropped and counted, those with ACK get SENT 3 (overloaded).
     mesh_bytes_max: [Size] "SIZE" "TRUNKLINE_MESH_BYTES_MAX" Computed("a sixteenth of memory_max, 512MiB at most");
-    /// Receive buffers of the node, 4 KiB each, shared out to the shards: a power of two from 64 to 32768 for each. In a
-    /// cluster a shard with 256 or more has an eighth of them as large ones, of 64 KiB, for links to other nodes.
+    /// Receive buffers of the node, 4 KiB each, shared out to the shards: a power of two from 64 to 32768 for each. In
+    /// a cluster a shard with 256 or more has an eighth of them as large ones, of 64 KiB, for links to other nodes.
     /// When there is none free: the connection is read a moment later.
     recv_buffer_bytes: [Size] "SIZE" "TRUNKLINE_RECV_BUFFER_BYTES" Computed("4MiB for each shard, 64MiB and a sixteenth of memory_max at most");
     /// Let the kernel write a core dump of this process when it is killed by a fault, if the host's limits do. Such a
