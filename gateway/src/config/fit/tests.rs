@@ -55,7 +55,7 @@ fn the_defaults_fit_with_tls_of_the_http_api_too() {
     let tls = "http_tls_cert = \"c\"\nhttp_tls_key = \"k\"\n";
     let for_backends = format!("{tls}services_http = \"127.0.0.1:7792\"\n");
     for text in [tls, &for_backends] {
-        for mib in [128, 192, 256, 512, 1_024, 2_048, 4_096] {
+        for mib in [256, 384, 512, 1_024, 2_048, 4_096] {
             for cores in [1, 2, 4, 16] {
                 let host = host(cores, 1 << 20, mib << 20);
                 assert_fits(&resolved(text, &host), &host);
