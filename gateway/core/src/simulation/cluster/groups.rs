@@ -541,10 +541,11 @@ fn a_message_of_which_nobody_knows_that_it_is_in_the_log_is_caught() {
 }
 
 #[test]
-fn groups_hold_while_nodes_come_and_go_for_200_seeds() {
-    super::super::try_seeds(
+fn groups_hold_while_nodes_come_and_go() {
+    super::super::try_so_many_seeds(
         "TRUNKLINE_CLUSTER_GROUPS_SEED",
         "groups_hold_while_nodes",
+        8,
         |seed, _| {
             let report = run(scenario(seed));
             assert!(report.counts["looked for"] > 100, "{:?}", report.counts);

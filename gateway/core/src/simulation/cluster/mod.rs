@@ -487,10 +487,11 @@ fn nobody_at_any_node_is_given_what_the_sender_s_token_does_not_allow() {
 }
 
 #[test]
-fn watchers_know_who_is_online_while_nodes_come_and_go_for_200_seeds() {
-    super::try_seeds(
+fn watchers_know_who_is_online_while_nodes_come_and_go() {
+    super::try_so_many_seeds(
         "TRUNKLINE_CLUSTER_WATCH_SEED",
         "watchers_know_who_is_online",
+        100,
         |seed, print| Run::of(Scenario::watches(seed), print).watched(),
         &["states proven", "told offline", "told online", "told unknown"],
     );
