@@ -86,9 +86,7 @@ impl Shard {
     #[inline]
     pub(super) fn waits_for_carrier(&mut self, node: NodeKey, payload_bytes: usize) -> bool {
         let Some(mesh) = self.mesh.as_ref().filter(|mesh| mesh.has_carriers()) else { return false };
-        let waits = waits_to_be_carried(mesh, &mut self.outgoing, node, payload_bytes, self.links.tick);
-        self.links.stats.mesh_carry_waits.add(u64::from(waits));
-        waits
+        waits_to_be_carried(mesh, &mut self.outgoing, node, payload_bytes, self.links.tick)
     }
 
     /// Carries what another shard of this node has for a node to which this one has the link. That shard worked for the
