@@ -8,7 +8,6 @@
 use crate::clock::now_ms;
 use crate::cluster::Place;
 use crate::control::{Control, ControlPort};
-use crate::core::DRAIN_VIEW_MS;
 use crate::metrics::ShardStats;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -190,9 +189,7 @@ impl Drainer {
                 if let Some(place) = &self.place {
                     place.give_up().await;
                 }
-                // The shards wait until the other nodes know, those of a node that is alone for nobody.
-                let wait_ms = if self.place.is_some() { DRAIN_VIEW_MS } else { 0 };
-                self.switch.set_deadline(now_ms() + wait_ms + drain_ms);
+                self.switch.set_deadline(now_ms() + drain_ms);
                 self.tell_all(|| Control::Drain { ends }).await;
             }
         }

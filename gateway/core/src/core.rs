@@ -77,7 +77,7 @@ pub(crate) use portal::PORTAL_SLOT;
 #[cfg(test)]
 pub(crate) use route::Routed;
 use shard::Shard;
-pub use shard::{DRAIN_VIEW_MS, ShardCluster, ShardConfig};
+pub use shard::{ShardCluster, ShardConfig};
 
 /// Single accepts of a listener armed at a time, while logins are limited, slots are few, or connections come in a flood.
 const ACCEPTS_MAX: u32 = 32;

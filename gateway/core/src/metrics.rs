@@ -217,7 +217,6 @@ shard_stats! {
     tls_shaking: Gauge "trunkline_tls_handshakes_under_way" "" "Handshakes of TLS that have begun and are not over.";
     tls_updates_in: Counter "trunkline_tls_key_updates_total" "by=\"peer\"" "Keys of TLS changed within a connection, by who changed its own.";
     tls_updates_out: Counter "trunkline_tls_key_updates_total" "by=\"node\"" "Keys of TLS changed within a connection, by who changed its own.";
-    drains_untold: Counter "trunkline_drains_untold_total" "" "Drains, each at a shard, that went on after two seconds although not all other nodes that are reached had the view in which this one is no home.";
     renewals: Counter "trunkline_token_renewals_total" "" "Tokens of sessions replaced by RENEW.";
     sessions_drained: Counter "trunkline_sessions_drained_total" "" "Sessions ended by a drain, to go on at another node.";
     messages_in: Counter "trunkline_messages_received_total" "" "SEND frames accepted from clients of this shard, PUSH_TO frames from workers, and pushes by HTTP.";

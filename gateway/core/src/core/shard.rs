@@ -44,9 +44,6 @@ use trunkline_router_core::presence::{DEFAULT_DEVICE, Embedded, Presence};
 
 /// How long a connection whose end is decided may take to read its last frames.
 const LINGER_MS: u64 = 2_000;
-/// How long a drain waits at most for the other nodes to have the view in which this one is no home, before it sends
-/// clients to them. They ask for the view once a second.
-pub const DRAIN_VIEW_MS: u64 = 2_000;
 /// The shard has not run for a while when so many ticks have passed since its latest turn. Each of them begins with a
 /// tick that was asked for.
 const JUMP_TICKS: u64 = 10;
@@ -166,9 +163,6 @@ pub(crate) struct Shard {
 pub(super) struct Drain {
     /// The shard ends with it.
     ends: bool,
-    /// Nobody is sent away before all other nodes have the view in which this one is no home, until this tick at most;
-    /// `None` when that is over.
-    waits_until_tick: Option<u32>,
     /// Slots that were in use when it began; what comes later is ended when it comes.
     slots: u32,
     /// The next of them to end.
@@ -597,16 +591,14 @@ impl Shard {
     /// Begins to end all sessions, and with `ends` all connections.
     pub(crate) fn begin_drain(&mut self, ends: bool) {
         if self.drain.is_none_or(|drain| ends && !drain.ends) {
-            let (tick, spread) = (self.links.tick, ticks(self.links.limits.drain_ms));
-            let wait = if self.alone { 0 } else { ticks(DRAIN_VIEW_MS) };
+            let spread = ticks(self.links.limits.drain_ms);
             self.drain = Some(Drain {
                 ends,
-                waits_until_tick: Some(tick + wait),
                 slots: self.links.slots.high_water(),
                 cursor: 0,
-                begun_tick: tick,
+                begun_tick: self.links.tick,
                 spread,
-                deadline_tick: tick + wait + spread + ticks(2 * LINGER_MS),
+                deadline_tick: self.links.tick + spread + ticks(2 * LINGER_MS),
             });
         }
     }
@@ -616,36 +608,8 @@ impl Shard {
         self.drain.take_if(|drain| !drain.ends);
     }
 
-    /// Whether all other nodes that are reached have the present view, and have told of their sessions for it: a client
-    /// that is sent to its next home finds one that knows of it.
-    fn is_view_shared(&self) -> bool {
-        let settling = &self.directory.settling;
-        self.alone || settling.is_settled() || settling.waits_only_for().is_some()
-    }
-
-    /// Lets a drain begin to send clients away, if it may. `None` while it waits.
-    fn begin_to_dismiss(&self, drain: Drain) -> Option<Drain> {
-        let Some(until_tick) = drain.waits_until_tick else { return Some(drain) };
-        let tick = self.links.tick;
-        let nobody = self.links.stats.open.get() == 0;
-        if !nobody && !self.is_view_shared() {
-            if tick < until_tick {
-                return None;
-            }
-            self.links.stats.drains_untold.add(1);
-            tracing::warn!("a drain goes on although not all other nodes have the view in which this one is no home");
-        }
-        Some(Drain {
-            waits_until_tick: None,
-            slots: self.links.slots.high_water(),
-            begun_tick: tick,
-            deadline_tick: tick + drain.spread + ticks(2 * LINGER_MS),
-            ..drain
-        })
-    }
-
     fn drain_some(&mut self) {
-        let Some(drain) = self.drain.and_then(|drain| self.begin_to_dismiss(drain)) else { return };
+        let Some(drain) = self.drain else { return };
         let passed = u64::from((self.links.tick - drain.begun_tick).min(drain.spread));
         let end = (u64::from(drain.slots) * passed).div_ceil(drain.spread.into()) as u32;
         for slot in drain.cursor..end {

@@ -502,7 +502,6 @@ impl Agent {
                     self.actions.push_back(Action::WriteFor { node: node.to_owned(), life, number, writes });
                 }
             }
-            Memo::Look => self.poll_anew(now_ms),
             Memo::Wrote { number, ends } => self.actions.push_back(Action::Wrote { number, ends }),
         }
     }
@@ -720,23 +719,9 @@ impl Agent {
                 self.actions.push_back(Action::StateUntold);
                 return;
             }
-            self.poll_anew(now_ms);
-            if state == NodeState::Draining {
-                // It waits for them before it sends its clients to them.
-                let view = self.heart.view();
-                for member in &view.members {
-                    if member.name != self.record.name {
-                        self.send(&member.name, member.life(), &Memo::Look);
-                    }
-                }
-            }
+            self.poll_again = self.polling.is_some();
+            self.poll(now_ms);
         }
-    }
-
-    /// Asks for the nodes as they are now, behind a poll that is under way.
-    fn poll_anew(&mut self, now_ms: u64) {
-        self.poll_again = self.polling.is_some();
-        self.poll(now_ms);
     }
 
     /// Tells the shards of a view that differs in what matters: `tell` is given shard, view and life, and says whether

@@ -768,30 +768,6 @@ impl Fleet {
         self.stop(number, false);
     }
 
-    /// A node drains, and ends.
-    pub(super) fn leave(&mut self, number: usize) {
-        let now_us = self.now_us();
-        let process = self.seats[number].process.as_mut().expect("asked for when all is well");
-        process.pulse.drain(now_us, true);
-    }
-
-    /// The nodes that take themselves for the home of a user, by the view they have.
-    pub(super) fn homes_by_view(&self, user: u64) -> Vec<&str> {
-        let running = self.seats.iter().filter_map(|seat| Some((seat, seat.process.as_ref()?)));
-        let homes = running.filter(|(seat, process)| {
-            let ring = process.pulse.heart().view().ring.clone();
-            ring.is_some_and(|ring| ring.owner(user).name() == seat.name)
-        });
-        homes.map(|(seat, _)| seat.name.as_str()).collect()
-    }
-
-    /// Two nodes do not hear each other for so long.
-    pub(super) fn part(&mut self, one: usize, other: usize, ms: u64) {
-        let now_us = self.now_us();
-        self.cut(now_us, one, other, ms);
-        self.cut(now_us, other, one, ms);
-    }
-
     /// From now on Redis loses no answer, so that nodes have nothing to ask each other.
     pub(super) fn calm_redis(&mut self) {
         self.redis.sound = true;

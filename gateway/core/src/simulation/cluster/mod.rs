@@ -30,7 +30,6 @@ mod crowd;
 mod fleet;
 mod groups;
 mod inboxes;
-mod leaving;
 mod ledger;
 mod pulse;
 mod pushes;
