@@ -182,6 +182,8 @@ impl ConnFlags {
     pub(crate) const BACKLOG_TOLD: u32 = 65_536;
     /// The gateway has made it, to a server of a service. It is a worker's link or about to become one.
     pub(crate) const DIALED: u32 = 131_072;
+    /// The read into large buffers that is armed, or was last, has brought something.
+    pub(crate) const READ_BROUGHT: u32 = 262_144;
 
     pub(crate) fn has(self, flag: u32) -> bool {
         self.0 & flag != 0

@@ -57,8 +57,9 @@ impl<I: Io> Core<I> {
                 self.shard.received_wrapped(id.slot, bytes);
             }
             (Ok(_), None) => unreachable!("the kernel fills a buffer it picked"),
-            // A link has brought more than a turn takes of it: what is left comes with the next.
-            (Err(errno::ENOBUFS), _) if read == ReadOp::Bulk => {}
+            // A link has brought more than a turn takes of it: what is left comes with the next. One that has found
+            // nothing but what others left of the buffers is asked before them in that one.
+            (Err(errno::ENOBUFS), _) if read == ReadOp::Bulk => self.read_bulk_first(id.slot),
             (Err(errno::ENOBUFS), _) => {
                 links.stats.ring_enobufs.add(1);
                 links.stats.limit_recv_buffers.add(1);
@@ -69,6 +70,21 @@ impl<I: Io> Core<I> {
         if let Some(buf) = buf {
             self.io.release(buf);
         }
+    }
+
+    /// A read into large buffers has found none left. Had it brought nothing since it began, it begins again at once,
+    /// and not in the order of the turn, in which the link that took them all would come first again.
+    fn read_bulk_first(&mut self, slot: u32) {
+        let links = &mut self.shard.links;
+        let conn = links.slots.at(slot);
+        if conn.phase != Phase::Mesh || conn.flags.has(ConnFlags::OP_PENDING | ConnFlags::READ_BROUGHT) {
+            return;
+        }
+        conn.read = ReadOp::Bulk;
+        let id = links.slots.id(slot);
+        links.stats.hot.add(1);
+        links.stats.ring_enobufs.add(1);
+        self.io.recv_bulk(id);
     }
 
     /// A poll has ended: receive next.

@@ -134,6 +134,7 @@ impl<I: Io> Core<I> {
         };
         let Core { io, shard, .. } = self;
         let mut bytes = io.buffer_mut(buf, len);
+        shard.links.slots.at(slot).flags.set(ConnFlags::READ_BROUGHT);
         shard.links.stats.mesh_bytes_in.add(len as u64);
         let Some(mesh) = &mut shard.mesh else { return };
         if mesh.link_of(slot).is_none() {
@@ -224,6 +225,7 @@ impl<I: Io> Core<I> {
             let most = links.limits.bulk_buffers().into();
             if up && mesh.takes_bulk(slot, most) {
                 conn.read = ReadOp::Bulk;
+                conn.flags.clear(ConnFlags::READ_BROUGHT);
                 links.stats.hot.add(1);
                 self.io.recv_bulk(id);
             } else if up {
