@@ -142,6 +142,8 @@ pub(crate) struct Groups {
     pub(crate) look_once_more: bool,
     /// When sessions of all nodes are to ask again, because it is not known what has become of a membership.
     pub(crate) unknown_due: Option<u32>,
+    /// When they were last told to.
+    pub(crate) unknown_told: Option<u32>,
     /// Messages that the store has not answered, the oldest first: since when, and as what they were asked.
     pub(crate) unanswered: VecDeque<(u32, u64)>,
 }

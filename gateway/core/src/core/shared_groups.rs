@@ -36,6 +36,9 @@ use trunkline_store::{GroupAsk, GroupReply, Record as Stored, Refusal, Reply, Re
 
 /// How long after the store did not say who is a member all sessions ask again, ticks: 2 s.
 const UNKNOWN_TICKS: u32 = 20;
+/// And the least time from one such asking to the next, ticks: 10 s. It costs the store a question for each session and
+/// each of its groups, so one group that cannot be reached for long must not have it go on without an end.
+const UNKNOWN_APART_TICKS: u32 = 100;
 /// Slots that are looked through in a tick for sessions whose groups are asked for again.
 const LOOKS_PER_TICK: u32 = 256;
 
@@ -297,7 +300,8 @@ impl Shard {
     /// nodes ask again whose they are, in a while: what happens to one happens to more while a master is replaced.
     pub(super) fn membership_unknown(&mut self) {
         if !self.alone {
-            let due_tick = self.links.tick + UNKNOWN_TICKS;
+            let soonest_tick = self.groups.unknown_told.map_or(0, |told_tick| told_tick + UNKNOWN_APART_TICKS);
+            let due_tick = soonest_tick.max(self.links.tick + UNKNOWN_TICKS);
             self.groups.unknown_due.get_or_insert(due_tick);
         }
     }
@@ -306,6 +310,7 @@ impl Shard {
         if self.groups.unknown_due.take_if(|due_tick| *due_tick <= self.links.tick).is_none() {
             return;
         }
+        self.groups.unknown_told = Some(self.links.tick);
         if let Some(routing) = self.directory.routing.clone() {
             routing.others().for_each(|member| self.tell_node_of_member(member.key, MemberNews::MISSED));
         }
