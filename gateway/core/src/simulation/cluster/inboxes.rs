@@ -355,7 +355,7 @@ fn run_from(scenario: Scenario, begin_us: u64, to_groups: bool, print: bool) -> 
 /// The same where batches of the store take seconds now and then, and claims are not safe at once.
 fn run_in_doubt(seed: u64, print: bool) -> super::super::Report {
     let mut store = SharedStore::new(seed);
-    (store.late_permille, store.unsure_permille) = (8, 200);
+    (store.late_permille, store.unsure_permille) = (30, 200);
     run_on(store, Scenario::rooms(seed), 3_000_000, seed % 3 == 2, print)
 }
 
@@ -423,7 +423,7 @@ fn nobody_misses_anything_while_claims_are_in_doubt_and_the_store_is_late() {
     super::super::try_so_many_seeds(
         "TRUNKLINE_CLUSTER_DOUBT_SEED",
         "while_claims_are_in_doubt",
-        3,
+        5,
         run_in_doubt,
         &["looked for", "stale", "claims in doubt"],
     );
