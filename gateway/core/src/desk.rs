@@ -21,6 +21,7 @@ mod reader;
 mod token;
 mod waiting;
 
+pub(crate) use doubts::look_again_tick;
 pub use duplicates::{DUPLICATES_BYTES, Duplicates, Known};
 pub use logouts::{LOGOUTS_BYTES, Logouts};
 pub(crate) use port::StorePort;

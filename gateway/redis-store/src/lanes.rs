@@ -83,6 +83,15 @@ impl Lanes {
         Ok(())
     }
 
+    /// Adds a request for a server before all that waits there.
+    pub(crate) fn put_first(&mut self, server: Server, waiting: Waiting) {
+        let bytes = waiting.request.bytes();
+        let lane = self.by_server.entry(server).or_default();
+        lane.bytes += bytes;
+        self.bytes += bytes;
+        lane.waiting.push_front(waiting);
+    }
+
     /// Servers with something to do and nothing under way.
     pub(crate) fn ready(&self) -> Vec<Server> {
         let ready = self.by_server.iter().filter(|(_, lane)| !lane.busy && !lane.waiting.is_empty());

@@ -324,23 +324,37 @@ impl Work {
             }
             request => request,
         };
-        if let Request::Open { user, device, .. } = &request
-            && let Some(request) = self.owed.take_log_out(*user, device)
-        {
-            let server = self.server_of(Subject::of(&request));
-            // It is no message, and always finds room.
-            let _ = self.lanes.put(server, Waiting { source: Source::MAX, view: 0, request });
-        }
         let server = self.server_of(Subject::of(&request));
         if let Err(back) = self.lanes.put(server, Waiting { source, view, request }) {
             self.refuse(source, back.request.token(), Refusal::Unavailable);
         }
     }
 
+    /// The next batch for a server. Before each login is the LOGOUT of its device that Redis has not got, which may
+    /// have been under way when the login came.
+    fn next_batch(&mut self, server: &Server) -> Batch {
+        let mut batch = self.lanes.take(server);
+        for (_, requests) in &mut batch {
+            let mut at = 0;
+            while at < requests.len() {
+                let log_out = match &requests[at].request {
+                    Request::Open { user, device, .. } => self.owed.take_log_out(*user, device),
+                    _ => None,
+                };
+                if let Some(request) = log_out {
+                    requests.insert(at, Waiting { source: Source::MAX, view: 0, request });
+                    at += 1;
+                }
+                at += 1;
+            }
+        }
+        batch
+    }
+
     /// Sends a batch to every server that has none under way.
     fn launch(&mut self) {
         for server in self.lanes.ready() {
-            let batch = self.lanes.take(&server);
+            let batch = self.next_batch(&server);
             let limits = &self.settings.limits;
             let preamble = script::preamble(limits, (self.settings.clock)());
             let call = |(subject, requests): &(Subject, Vec<Waiting>)| -> Call {
@@ -520,7 +534,13 @@ impl Work {
         }
         for request in self.owed.take() {
             let server = self.server_of(Subject::of(&request));
-            let _ = self.lanes.put(server, Waiting { source: Source::MAX, view: 0, request });
+            let is_log_out = matches!(request, Request::LogOut { .. });
+            let waiting = Waiting { source: Source::MAX, view: 0, request };
+            // It was asked for before any login that waits.
+            match is_log_out {
+                true => self.lanes.put_first(server, waiting),
+                false => drop(self.lanes.put(server, waiting)),
+            }
         }
         self.launch();
         // Until the answer comes what was known holds.
@@ -655,9 +675,34 @@ mod tests {
             for token in [1, 2] {
                 work.accept(3, open(token));
             }
-            let batch = work.lanes.take(&None);
-            let asked: Vec<&Request> = batch[0].1.iter().map(|waiting| &waiting.request).collect();
-            assert_eq!(asked, [&log_out, &open(1), &open(2)]);
+            let asked =
+                |batch: &Batch| -> Vec<Request> { batch[0].1.iter().map(|waiting| waiting.request.clone()).collect() };
+            let batch = work.next_batch(&None);
+            assert_eq!(asked(&batch), [log_out.clone(), open(1), open(2)]);
+            assert_eq!(work.owed.len(), 0);
+            work.lanes.done(&None);
+
+            // The login comes while the LOGOUT is under way, in a batch that fails.
+            work.accept(3, log_out.clone());
+            let batch = work.next_batch(&None);
+            work.accept(3, open(3));
+            let unknown = Err(PlaneError::Redis { detail: "no answer".to_owned() });
+            let (subject, requests) = batch.into_iter().next().unwrap();
+            assert!(work.settle(subject, requests, unknown, &mut BTreeMap::new()).is_some());
+            work.lanes.done(&None);
+            let batch = work.next_batch(&None);
+            assert_eq!(asked(&batch), [log_out.clone(), open(3)]);
+            work.lanes.done(&None);
+
+            // So it is if what is owed is asked for again before the login that waits has its turn.
+            work.accept(3, append(4));
+            work.next_batch(&None);
+            work.turn_down(3, log_out.clone());
+            work.accept(3, open(5));
+            work.probe();
+            work.lanes.done(&None);
+            let batch = work.next_batch(&None);
+            assert_eq!(asked(&batch), [log_out, open(5)]);
             assert_eq!(work.owed.len(), 0);
         });
     }

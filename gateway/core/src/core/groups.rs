@@ -536,7 +536,9 @@ impl Shard {
             }
             GroupAsked::Claim { group } => self.group_claimed(group, reply),
             GroupAsked::Of { conn, user, last_stamp } => self.groups_of_user(conn, user, last_stamp, reply),
-            GroupAsked::Sync { conn, aux, group, after } => self.group_page(conn, aux, group, after, reply),
+            GroupAsked::Sync { conn, aux, group, after, since } => {
+                self.group_page(conn, aux, group, [after, since], reply);
+            }
         }
     }
 
@@ -866,12 +868,12 @@ impl Shard {
         }
         let limit = if limit == 0 { SYNC_PAGE } else { limit.min(SYNC_PAGE_MAX) };
         let bytes_max = (self.links.limits.outbox_bytes_max / 2) as u32;
-        let after = after_stamp.max(stamp_at(since_ms).saturating_sub(1));
+        let (after, since) = (after_stamp, stamp_at(since_ms).saturating_sub(1));
         let ask = Box::new(GroupAsk::Read { user: Some(user), after: after_stamp, since_ms, limit, bytes_max });
         let request = |token| Request::Group { group, ask, token: Some(token) };
         let tick = self.links.tick;
         let Some(desk) = &mut self.desk else { return };
-        match desk.ask(tick, Asked::Group(GroupAsked::Sync { conn, aux, group, after }), request) {
+        match desk.ask(tick, Asked::Group(GroupAsked::Sync { conn, aux, group, after, since }), request) {
             Ok(()) => desk.begin_sync(conn),
             Err(_) => {
                 self.links.stats.limit_store_mail.add(1);
@@ -880,7 +882,7 @@ impl Shard {
         }
     }
 
-    fn group_page(&mut self, conn: ConnId, aux: u16, group: u64, after: u64, reply: Reply) {
+    fn group_page(&mut self, conn: ConnId, aux: u16, group: u64, [after, since]: [u64; 2], reply: Reply) {
         if let Some(desk) = &mut self.desk {
             desk.end_sync(conn);
         }
@@ -899,7 +901,8 @@ impl Shard {
             self.links.reply(slot, |out| encode_delivery(out, &header, record.from, &record.payload));
         }
         self.links.stats.group_replays.add(records.len() as u64);
-        let next_stamp = next.max(after);
+        // A client that comes back with it says that it has had what is there. A time may lie behind all of it.
+        let next_stamp = next.max(after).max(since.min(last));
         let sync_ok = SyncOk { next_stamp, complete, truncated, group, floor, last };
         self.links.reply(slot, |out| encode_message(out, Kind::SyncOk, aux, &sync_ok));
         self.links.pause_if_full(slot);

@@ -11,7 +11,7 @@ use super::links::{Queued, ticks};
 use super::route::delivery;
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
-use crate::desk::{Asked, Desk, NextPage, Reader, ResumeToken, WaitingLogin};
+use crate::desk::{Asked, Desk, NextPage, Reader, ResumeToken, WaitingLogin, look_again_tick};
 use crate::directory::{Home, RemoteSession, is_remote};
 use crate::head::stored_payload;
 use crate::inbox::Keep;
@@ -209,7 +209,7 @@ impl Shard {
             desk_of_user.last = desk_of_user.last.max(opened.last);
             if opened.unsure_claim {
                 desk_of_user.in_doubt = true;
-                desk.retries.note(user, tick + ticks(RETRY_MS));
+                desk.retries.note(user, look_again_tick(tick, user));
             }
         }
         if ephemeral {
@@ -271,7 +271,8 @@ impl Shard {
     /// A session that began without knowing where its device stands learns it.
     fn opened_late(&mut self, conn: ConnId, user: u64, opened: Option<Opened>) {
         let is_open = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user);
-        let retry_tick = self.links.tick + ticks(RETRY_MS);
+        let tick = self.links.tick;
+        let retry_tick = tick + ticks(RETRY_MS);
         let Some(desk) = self.desk.as_mut().filter(|_| is_open) else { return };
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
         let Some(opened) = opened else { return desk.retries.note(user, retry_tick) };
@@ -279,7 +280,7 @@ impl Shard {
         desk_of_user.last = desk_of_user.last.max(opened.last);
         if opened.unsure_claim {
             desk_of_user.in_doubt = true;
-            desk.retries.note(user, retry_tick);
+            desk.retries.note(user, look_again_tick(tick, user));
         }
         let mut readers = desk_of_user.readers.iter_mut();
         let Some(reader) = readers.find(|reader| reader.slot == conn.slot && reader.device == 0) else { return };

@@ -15,7 +15,7 @@ use super::links::ticks;
 use super::reading::{Carried, Reading, SEEN_MS, SEEN_PART};
 use super::route::Routed;
 use super::shard::Shard;
-use crate::desk::{Asked, Desk, ResumeToken, WaitingLogin};
+use crate::desk::{Asked, Desk, ResumeToken, WaitingLogin, look_again_tick};
 use crate::directory::{Home, Registration, Routing, is_remote};
 use crate::ids::NodeKey;
 use crate::inbox::{Keep, Unacked};
@@ -111,14 +111,16 @@ impl Shard {
         let claims = self.may_claim(user);
         let (tick, retry_tick) = (self.links.tick, self.links.tick + ticks(RETRY_MS));
         let Some(desk) = &mut self.desk else { return };
-        if !(claims && desk.look(tick, user)) {
+        if !claims {
             desk.retries.note(user, retry_tick);
+        } else if !desk.look(tick, user) {
+            desk.retries.note(user, look_again_tick(tick, user));
         }
     }
 
     /// The store has said where the log of a user ends.
     pub(super) fn log_ends(&mut self, user: u64, doubts: u32, reply: &Reply) {
-        let (soon, retry_tick) = (self.links.tick + 1, self.links.tick + ticks(RETRY_MS));
+        let (tick, soon, retry_tick) = (self.links.tick, self.links.tick + 1, self.links.tick + ticks(RETRY_MS));
         // What is on its way there may have come in already, and its answer tells what it lies behind.
         let adds = self.inboxes.of(user).any(|message| message.keep == Keep::Storing);
         if let Reply::Inspected(inbox) = reply {
@@ -127,7 +129,7 @@ impl Shard {
         let Some(desk) = &mut self.desk else { return };
         let is_latest = desk.looked(doubts);
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
-        let Reply::Inspected(inbox) = reply else { return desk.retries.note(user, retry_tick) };
+        let Reply::Inspected(inbox) = reply else { return desk.retries.note(user, look_again_tick(tick, user)) };
         if adds {
             return desk.retries.note(user, retry_tick);
         }
@@ -167,7 +169,8 @@ impl Shard {
 
     /// The store has said where the device of a session stands, or that it cannot.
     pub(super) fn where_it_stands(&mut self, user: u64, session: u64, reply: Reply) {
-        let retry_tick = self.links.tick + ticks(RETRY_MS);
+        let tick = self.links.tick;
+        let retry_tick = tick + ticks(RETRY_MS);
         if let Reply::Opened(opened) = &reply {
             // Positions given out from now on are behind all that is stored.
             self.stamps.follow(opened.last);
@@ -181,7 +184,7 @@ impl Shard {
         if opened.unsure_claim {
             // The end of the log is looked at again until the claim holds.
             desk_of_user.in_doubt = true;
-            desk.retries.note(user, retry_tick);
+            desk.retries.note(user, look_again_tick(tick, user));
         }
         let mut readers = desk_of_user.readers.iter_mut();
         let Some(reader) = readers.find(|reader| reader.session == session && reader.device == 0) else { return };

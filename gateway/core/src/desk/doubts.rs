@@ -3,7 +3,19 @@
 
 use super::{Asked, Desk};
 use crate::limits::LOG_LOOKS_MAX;
+use crate::wheel::ticks;
 use trunkline_store::Request;
+
+/// How long a user waits at the least who is looked at again because a claim did not hold, and by how much users differ
+/// in that. A master without a replica may stay so for hours, and others wait to be looked at, too.
+const AGAIN_MS: u64 = 10_000;
+const AGAIN_WITHIN_MS: u64 = 20_000;
+
+/// When a user is looked at again whose claim does not hold yet.
+pub(crate) fn look_again_tick(tick: u32, user: u64) -> u32 {
+    let share = user.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    tick + ticks(AGAIN_MS + share % AGAIN_WITHIN_MS)
+}
 
 /// What is in doubt at one shard.
 #[derive(Debug, Default)]
@@ -57,8 +69,11 @@ impl Desk {
     }
 
     /// Asks the store where the log of a user ends, as the user's home: from then on nobody of an earlier view adds to
-    /// it. False if the store's mailbox has no room.
+    /// it. False if the store's mailbox has no room, or if as many are being looked at as may be at a time.
     pub(crate) fn look(&mut self, tick: u32, user: u64) -> bool {
+        if self.doubts.looks >= LOG_LOOKS_MAX {
+            return false;
+        }
         let look = Asked::Look { user, doubts: self.doubts.changes };
         let asked = self.ask(tick, look, |token| Request::Inspect { user, claims: true, token }).is_ok();
         self.doubts.looks += usize::from(asked);
@@ -95,5 +110,19 @@ impl Desk {
     pub(crate) fn wish(&self, slot: u32, generation: u32) -> u16 {
         let noted = self.wishes.get(&slot).filter(|(of, _)| *of == generation);
         noted.map_or(0, |(_, packed)| *packed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_whose_claims_do_not_hold_are_looked_at_again_later_and_not_all_at_once() {
+        let after: Vec<u32> = (0..3_000).map(|user| look_again_tick(7, user) - 7).collect();
+        assert!(after.iter().all(|after| (100..=300).contains(after)));
+        let most = (100..=300).map(|at| after.iter().filter(|after| **after == at).count()).max();
+        assert!(most < Some(60), "{most:?} in one tick");
+        assert_eq!(look_again_tick(7, 42), look_again_tick(7, 42));
     }
 }

@@ -16,8 +16,8 @@ pub(crate) enum GroupAsked {
     Claim { group: u64 },
     /// The groups of a user who has logged in.
     Of { conn: ConnId, user: u64, last_stamp: Option<u64> },
-    /// A page that a client asked for.
-    Sync { conn: ConnId, aux: u16, group: u64, after: u64 },
+    /// A page that a client asked for: of what lies behind `after`, up to which it has everything, and behind `since`.
+    Sync { conn: ConnId, aux: u16, group: u64, after: u64, since: u64 },
 }
 
 /// A message to a group that waits for the store.

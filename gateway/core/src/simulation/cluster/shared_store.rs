@@ -199,11 +199,16 @@ impl SharedStore {
         if is_unsure && self.rng.chance(self.unsure_permille) {
             return self.claim_in_doubt(source, request, out);
         }
-        let mut added = false;
+        let (mut added, mut refused) = (false, false);
         self.fenced(source, request, &mut |source, answer| {
             added |= has_added(&answer.reply);
+            refused |= matches!(answer.reply, Reply::Refused(_));
             out(source, answer);
         });
+        // Nobody acts on it.
+        if refused {
+            return;
+        }
         let Some(Act::Appends(log) | Act::Claims(log)) = act else { return };
         let latest = self.acted.entry(log).or_default();
         if added && view < *latest {
