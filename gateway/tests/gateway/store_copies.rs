@@ -155,10 +155,11 @@ fn an_export_is_the_same_out_of_a_folder_out_of_redis_and_out_of_another_folder(
         exports.push(lines_of(&store_command("export", place, None)));
     }
     let stored: usize = answered.into_inner().expect("no panic").values().map(Vec::len).sum();
-    // The device that is behind still needs what the other one has.
+    // The device that is behind still needs what the other one has. What nobody needs goes sooner or later.
     let gone = 30;
     let messages = exports[0].iter().filter(|line| line["payload"].is_string()).count();
-    assert_eq!((stored, messages), (2_000, stored - gone));
+    assert_eq!(stored, 2_000);
+    assert!((stored - gone..=stored).contains(&messages), "{messages}");
     for export in &exports[1..] {
         let differs = exports[0].iter().zip(export).find(|(before, after)| before != after);
         assert_eq!((differs, export.len()), (None, exports[0].len()));
