@@ -245,7 +245,8 @@ impl<I: Io> Core<I> {
         // The time of some may have come, which is to be followed by a turn as all else that queues operations.
         let walked = self.shard.has_frames_for_groups();
         let fans_out = self.shard.walk_groups() | self.shard.walk_broadcasts();
-        // One that is asked for is over before any that would be asked for now.
+        // One that is under way is over before any that would begin here, unless a reload has shortened the time: what
+        // is gathered then waits once for as long as it did before.
         if !self.pausing
             && let Some(ms) = self.shard.gathered_in_ms()
         {
