@@ -2,7 +2,8 @@
 --
 -- KEYS[1]  hash: s (settings: join rule, members at most, muted, time to live; none: there is no such group), last and
 --          floor (stamps), b (last when the group was made), e (view of the home), u (up to there positions may have
---          been given to what is not in the log: messages that are not stored)
+--          been given to what is not in the log: messages that are not stored), i (parts of exports that were imported,
+--          the latest first, each with the position there up to which all of it came)
 -- KEYS[2]  stream: the messages. An id is a stamp; m: sender and id, 8 bytes each, flags, payload
 -- KEYS[3]  hash: members. User -> role, notify, muted until, read up to
 -- KEYS[4]  sorted set: the members by their ids, for pages
@@ -145,27 +146,38 @@ local function why_not(user)
   if tonumber(of.muted) > math.floor(now / 1000) or (settings.muted and of.role == '0') then return 'muted' end
 end
 
--- `retry`: the position up to which nothing is looked for; empty if the message was never stored. Without a user it is
--- one of another store.
+-- Where a message is that may have been stored before: at the very position that it asks for, as one is that has come
+-- with an export, or among the last. `retry`: the position up to which nothing is looked for.
+local function find(proposed, retry, message)
+  local function is_it(entry) return string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) end
+  if above(proposed, retry) and not above(proposed, meta.last) then
+    local entry = redis.call('XRANGE', S, proposed, proposed)[1]
+    if entry and is_it(entry) then return proposed end
+  end
+  local looked, upper = 0, '+'
+  while looked < window do
+    local entries = redis.call('XREVRANGE', S, upper, '(' .. retry, 'COUNT', math.min(STEP, window - looked))
+    for _, entry in ipairs(entries) do
+      if is_it(entry) then return entry[1] end
+    end
+    if #entries < STEP then return end
+    looked = looked + #entries
+    upper = '(' .. entries[#entries][1]
+  end
+end
+
+-- Written, so that replicas are asked for it: whoever stored it may have had no answer.
+local function known(id)
+  set('last', meta.last)
+  return { 'stored', id, 1, redis.call('HLEN', M) }
+end
+
+-- `retry`: as for `find`; empty if the message was never stored. Without a user it is one of another store.
 local function append(view, proposed, retry, user, message)
   local denial = user and why_not(user)
   if denial then return { 'denied', denial } end
-  if retry ~= '' then
-    local looked, upper = 0, '+'
-    while looked < window do
-      local entries = redis.call('XREVRANGE', S, upper, '(' .. retry, 'COUNT', math.min(STEP, window - looked))
-      for _, entry in ipairs(entries) do
-        if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
-          -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
-          set('last', meta.last)
-          return { 'stored', entry[1], 1, redis.call('HLEN', M) }
-        end
-      end
-      if #entries < STEP then break end
-      looked = looked + #entries
-      upper = '(' .. entries[#entries][1]
-    end
-  end
+  local found = retry ~= '' and find(proposed, retry, message)
+  if found then return known(found) end
   if not claim(view) then return { 'stale' } end
   if redis.call('XLEN', S) >= messages_max then
     tidy()
@@ -194,6 +206,37 @@ local function append(view, proposed, retry, user, message)
   redis.call('XADD', S, id, 'm', message)
   set('last', id)
   return { 'stored', id, 0, redis.call('HLEN', M) }
+end
+
+-- Of an import: the part of an export that is put in, and up to where all of it came.
+local part, came, came_further = nil, nil, false
+local PARTS = 4
+
+local function begin_part(name)
+  part = name
+  for of, upto in string.gmatch(meta.i or '', '(%S+) (%S+)') do
+    if of == part then came = upto end
+  end
+end
+
+-- A message of another store. What came with its part before is not stored again, whatever has become of it since.
+local function import(proposed, message)
+  if not settings then return { 'denied', 'no_group' } end
+  if came and not above(proposed, came) then return known(proposed) end
+  local answer = append(0, proposed, '0-0', nil, message)
+  if part then came, came_further = proposed, true end
+  return answer
+end
+
+local function keep_part()
+  local words = { part, came }
+  for of, upto in string.gmatch(meta.i or '', '(%S+) (%S+)') do
+    if of ~= part and #words < 2 * PARTS then
+      words[#words + 1] = of
+      words[#words + 1] = upto
+    end
+  end
+  set('i', table.concat(words, ' '))
 end
 
 -- A message that is not stored. No replica is asked for what is noted of it: whoever has got it and knows better than a
@@ -245,11 +288,11 @@ local function delete(view)
   if not settings then return { 'deleted', 0, 0 } end
   local members = redis.call('HLEN', M)
   redis.call('UNLINK', S, M, I, R)
-  redis.call('HDEL', G, 's')
+  redis.call('HDEL', G, 's', 'i')
   -- Positions of a group that is made anew lie behind those of this one.
   set('last', meta.last)
   set('floor', meta.last)
-  meta.s = nil
+  meta.s, meta.i = nil, nil
   read_settings()
   redis.call('PEXPIRE', G, gone_ms)
   return { 'deleted', 1, members }
@@ -304,7 +347,9 @@ while at <= #ARGV do
     answer = append(view, proposed, retry, user, word())
   elseif what == 'import' then
     local proposed, message = word(), word()
-    answer = settings and append(0, proposed, '0-0', nil, message) or { 'denied', 'no_group' }
+    answer = import(proposed, message)
+  elseif what == 'part' then
+    begin_part(word())
   elseif what == 'floor' then
     -- Of a group that is imported: what is gone where it comes from is gone here.
     local upto = word()
@@ -385,4 +430,5 @@ while at <= #ARGV do
   answers[#answers + 1] = answer
 end
 
+if came_further then keep_part() end
 return { wrote, expired, dropped, answers }

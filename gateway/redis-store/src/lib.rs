@@ -13,6 +13,7 @@
 //! | `owed` | what has no answer, and is kept until Redis has it |
 //! | `work` | the thread: mail, batches under way, what is tried again |
 //! | `tools`, `group_tools` | an operator's export and import |
+//! | `part` | which part of an export messages are of, so that none is taken twice |
 //!
 //! What came for a user is one call of the script, what came for a server is one pipeline with one WAIT behind it.
 //! While that is under way the next batch gathers; so an idle store answers at once and a busy one in large batches.
@@ -27,6 +28,7 @@ mod group_tools;
 mod journey;
 mod lanes;
 mod owed;
+mod part;
 mod script;
 mod tools;
 mod work;

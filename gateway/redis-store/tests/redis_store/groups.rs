@@ -343,6 +343,8 @@ fn groups_are_exported_and_imported_with_what_those_have_said_who_have_left() {
         assert_eq!(read(&running, copy), read(&running, group), "floor and end of the log are the same");
         let imported = tool.import(&mut renamed.as_bytes()).await.unwrap();
         assert_eq!((imported.groups, imported.members), (0, 0), "what is there stays");
+        assert_eq!((imported.group_messages, imported.duplicates), (0, messages));
+        assert_eq!(read(&running, copy), read(&running, group), "more than are looked through for one that is sent again");
     });
     assert!(running.groups_of(97_001).contains(&copy) && !running.groups_of(97_003).contains(&copy));
 }
