@@ -326,7 +326,8 @@ local function mark(user, upto)
   local of = settings and member(user)
   if not of then return end
   if above(upto, last()) then upto = last() end
-  if not above(upto, of.read) then return end
+  -- One that is told again is written again, so that replicas are asked for it: they may not have had it.
+  if upto == '0-0' or above(of.read, upto) then return end
   redis.call('ZREM', R, digits(of.read) .. user)
   of.read = upto
   keep(user, of)

@@ -363,9 +363,10 @@ local function cursor(number, epoch, upto)
     return
   end
   if above(upto, meta.last) then upto = meta.last end
-  local moved = above(upto, device.cursor)
-  if moved then device.cursor = upto end
-  if seen(device) or moved then keep(device) end
+  -- One that is told again is written again, so that replicas are asked for it: they may not have had it.
+  local counts = upto ~= '0-0' and not above(device.cursor, upto)
+  if counts then device.cursor = upto end
+  if seen(device) or counts then keep(device) end
 end
 
 local answers = {}

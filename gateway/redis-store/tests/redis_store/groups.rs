@@ -172,16 +172,16 @@ fn shifted(ask: GroupAsk, by: u64) -> GroupAsk {
 }
 
 impl Running {
-    fn group(&self, source: u16, group: u64, ask: GroupAsk) -> Reply {
+    pub(super) fn group(&self, source: u16, group: u64, ask: GroupAsk) -> Reply {
         self.ask(source, Request::Group { group, ask: Box::new(ask), token: Some(1) })
     }
 
-    fn join(&self, source: u16, group: u64, user: u64) -> Reply {
+    pub(super) fn join(&self, source: u16, group: u64, user: u64) -> Reply {
         let (member, added, create) = (Member::default(), false, true);
         self.group(source, group, GroupAsk::Join { user, member, added, create })
     }
 
-    fn say(&self, source: u16, group: u64, from: u64, id: u64) -> Reply {
+    pub(super) fn say(&self, source: u16, group: u64, from: u64, id: u64) -> Reply {
         let record = record(stamp_at(self.clock_ms.load(Ordering::Relaxed)), id, 10);
         let record = trunkline_store::Record { from, ..record };
         self.group(source, group, GroupAsk::Append { record, retry: None })

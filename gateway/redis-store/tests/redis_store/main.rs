@@ -1,5 +1,6 @@
 //! The store in a real Redis Cluster: it answers like the one in memory, and says what it cannot promise.
 
+mod again;
 mod groups;
 mod imports;
 
