@@ -2,7 +2,8 @@
 --
 -- KEYS[1]  hash: s (settings: join rule, members at most, muted, time to live; none: there is no such group), last and
 --          floor (stamps), b (last when the group was made), e (view of the home), u (up to there positions may have
---          been given to what is not in the log: messages that are not stored), i (parts of exports that were imported,
+--          been given to what is not in the log: messages that are not stored), x (up to there something that was in
+--          the log is lost; none: nothing that anybody knows of), i (parts of exports that were imported,
 --          the latest first, each with the position there up to which all of it came)
 -- KEYS[2]  stream: the messages. An id is a stamp; m: sender and id, 8 bytes each, flags, payload
 -- KEYS[3]  hash: members. User -> role, notify, muted until, read up to
@@ -11,7 +12,8 @@
 -- ARGV     now, messages a log may have, age of a message, members at most, window of retries, time for which what is
 --          left of a group that is gone is kept; then the requests. Users are 16 hexadecimal digits.
 --
--- Answer: 1 if something was written; messages expired and dropped; an answer for each request.
+-- Answer: 1 if something was written; messages expired and dropped; an answer for each request; the last position that
+-- was given to what is not stored.
 
 local G, S, M, I, R = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now = tonumber(ARGV[1])
@@ -117,8 +119,9 @@ local function last()
 end
 
 local function begin(words)
+  -- What homes of an earlier version have passed on, which noted nothing of it, lies before now.
+  if not meta.u then set('u', settings and stamp(now, 0) or meta.last) end
   if not settings then set('b', meta.last) end
-  if not meta.u then set('u', meta.last) end
   set('s', words)
   set('last', meta.last)
   read_settings()
@@ -239,14 +242,33 @@ local function keep_part()
   set('i', table.concat(words, ' '))
 end
 
--- A message that is not stored. No replica is asked for what is noted of it: whoever has got it and knows better than a
--- replica that took over is told of a gap that is none.
+local passed = '0-0'
+-- A message that is not stored. It does not have to wait for replicas that have what is noted of it: the node that has
+-- passed it on knows better than a replica that took over, and tells it.
 local function admit(user, proposed)
   local denial = why_not(user)
   if denial then return { 'denied', denial } end
-  local upto = after(highest(meta.last, meta.u or '0-0'))
-  if settings then redis.call('HSET', G, 'u', highest(proposed, upto)) end
+  if settings then
+    passed = highest(proposed, after(highest(meta.last, meta.u or stamp(now, 0))))
+    meta.u = passed
+    redis.call('HSET', G, 'u', passed)
+  end
   return { 'admitted', redis.call('HLEN', M) }
+end
+
+-- What the node that asks was told before: the last position of a message that counts as stored, and the last that was
+-- given to what is not. A log that ends before that has lost its end.
+local function learn(stored, passed_on)
+  if not settings then return end
+  if above(stored, meta.last) then
+    set('x', stored)
+    -- Positions never go back: whoever has what is lost must not take another message for it.
+    set('last', stored)
+  end
+  if above(passed_on, meta.u or stamp(now, 0)) then
+    meta.u = passed_on
+    redis.call('HSET', G, 'u', passed_on)
+  end
 end
 
 local function join(view, user, words, added, create)
@@ -298,7 +320,8 @@ local function delete(view)
   return { 'deleted', 1, members }
 end
 
--- `seen`: up to there whoever asks has what there was. Redis has lost something of that if it was ever in the log.
+-- `seen`: up to there whoever asks has what there was. Redis has lost something of that if it was ever in the log. Who
+-- has less than what is known to be lost is told once: a page that is whole ends behind it.
 local function read(user, from, limit, payload_max, seen)
   if not settings then return { 'denied', user == '' and 'no_group' or 'not_a_member' } end
   if user ~= '' and not member(user) then return { 'denied', 'not_a_member' } end
@@ -318,8 +341,11 @@ local function read(user, from, limit, payload_max, seen)
     lower = '(' .. entries[#entries][1]
   end
   local is_lost = meta.u and above(seen, highest(meta.last, meta.u))
-  local truncated = (is_lost or above(meta.floor, from)) and 1 or 0
-  return { 'page', settings.ttl, meta.floor, meta.last, complete, truncated, records }
+  local gap = meta.x and above(meta.x, from) and meta.x or '0-0'
+  local truncated = (is_lost or gap ~= '0-0' or above(meta.floor, from)) and 1 or 0
+  -- A copy of all there is begins where it does.
+  local floor = user == '' and meta.floor or highest(meta.floor, gap)
+  return { 'page', settings.ttl, floor, meta.last, complete, truncated, records, gap }
 end
 
 local function mark(user, upto)
@@ -351,6 +377,7 @@ while at <= #ARGV do
     answer = import(proposed, message)
   elseif what == 'part' then
     begin_part(word())
+    answer = nil
   elseif what == 'floor' then
     -- Of a group that is imported: what is gone where it comes from is gone here.
     local upto = word()
@@ -358,6 +385,10 @@ while at <= #ARGV do
       set('floor', upto)
       if above(upto, meta.last) then set('last', upto) end
     end
+  elseif what == 'known' then
+    local stored = word()
+    learn(stored, word())
+    answer = nil
   elseif what == 'admit' then
     local user = word()
     answer = admit(user, word())
@@ -428,8 +459,8 @@ while at <= #ARGV do
     local of = settings and member(word())
     if of then answer = { 'membership', of.role, of.notify, of.muted, of.read, last() } end
   end
-  answers[#answers + 1] = answer
+  if answer then answers[#answers + 1] = answer end
 end
 
 if came_further then keep_part() end
-return { wrote, expired, dropped, answers }
+return { wrote, expired, dropped, answers, passed }

@@ -148,9 +148,8 @@ impl Tool {
     ) -> Result<(), ToolError> {
         let mut words = Vec::new();
         part.put(&mut words);
-        let before = usize::from(!words.is_empty());
         records.iter().for_each(|record| group::put_import(&mut words, record));
-        for reply in self.put_words(group, words).await?.into_iter().skip(before) {
+        for reply in self.put_words(group, words).await? {
             match reply {
                 Some(GroupReply::Stored { duplicate: false, .. }) => imported.group_messages += 1,
                 Some(GroupReply::Stored { duplicate: true, .. }) => imported.duplicates += 1,

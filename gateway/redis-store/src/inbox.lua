@@ -383,6 +383,7 @@ while at <= #ARGV do
     answer = (part and append_of_part or append)(view, proposed, retry, word())
   elseif what == 'part' then
     begin_part(word())
+    answer = nil
   elseif what == 'open' then
     local name, ephemeral = word(), word() == '1'
     answer = open(name, ephemeral, tonumber(word()))
@@ -450,7 +451,7 @@ while at <= #ARGV do
     end
     answer = { empty and 'done' or 'none' }
   end
-  answers[#answers + 1] = answer
+  if answer then answers[#answers + 1] = answer end
 end
 
 if came_further then keep_part() end

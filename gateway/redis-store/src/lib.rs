@@ -9,6 +9,7 @@
 //! | `group` | requests for it, and its answers |
 //! | `of_user.lua` | the list of a user's groups |
 //! | `journey` | joins, leaves and the groups of a user, which are in two hash slots |
+//! | `known` | where logs of groups end, for a master that knows less |
 //! | `lanes` | what waits for each server, in batches by user |
 //! | `owed` | what has no answer, and is kept until Redis has it |
 //! | `work` | the thread: mail, batches under way, what is tried again |
@@ -26,6 +27,7 @@
 mod group;
 mod group_tools;
 mod journey;
+mod known;
 mod lanes;
 mod owed;
 mod part;
