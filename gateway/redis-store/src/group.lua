@@ -2,7 +2,9 @@
 --
 -- KEYS[1]  hash: s (settings: join rule, members at most, muted, time to live; none: there is no such group), last and
 --          floor (stamps), b (last when the group was made), e (view of the home), u (up to there positions may have
---          been given to what is not in the log: messages that are not stored)
+--          been given to what is not in the log: messages that are not stored), x (up to there something that was in
+--          the log is lost; none: nothing that anybody knows of), i (parts of exports that were imported,
+--          the latest first, each with the position there up to which all of it came)
 -- KEYS[2]  stream: the messages. An id is a stamp; m: sender and id, 8 bytes each, flags, payload
 -- KEYS[3]  hash: members. User -> role, notify, muted until, read up to
 -- KEYS[4]  sorted set: the members by their ids, for pages
@@ -10,7 +12,8 @@
 -- ARGV     now, messages a log may have, age of a message, members at most, window of retries, time for which what is
 --          left of a group that is gone is kept; then the requests. Users are 16 hexadecimal digits.
 --
--- Answer: 1 if something was written; messages expired and dropped; an answer for each request.
+-- Answer: 1 if something was written; messages expired and dropped; an answer for each request; the last position that
+-- was given to what is not stored.
 
 local G, S, M, I, R = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now = tonumber(ARGV[1])
@@ -116,8 +119,9 @@ local function last()
 end
 
 local function begin(words)
+  -- What homes of an earlier version have passed on, which noted nothing of it, lies before now.
+  if not meta.u then set('u', settings and stamp(now, 0) or meta.last) end
   if not settings then set('b', meta.last) end
-  if not meta.u then set('u', meta.last) end
   set('s', words)
   set('last', meta.last)
   read_settings()
@@ -145,27 +149,38 @@ local function why_not(user)
   if tonumber(of.muted) > math.floor(now / 1000) or (settings.muted and of.role == '0') then return 'muted' end
 end
 
--- `retry`: the position up to which nothing is looked for; empty if the message was never stored. Without a user it is
--- one of another store.
+-- Where a message is that may have been stored before: at the very position that it asks for, as one is that has come
+-- with an export, or among the last. `retry`: the position up to which nothing is looked for.
+local function find(proposed, retry, message)
+  local function is_it(entry) return string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) end
+  if above(proposed, retry) and not above(proposed, meta.last) then
+    local entry = redis.call('XRANGE', S, proposed, proposed)[1]
+    if entry and is_it(entry) then return proposed end
+  end
+  local looked, upper = 0, '+'
+  while looked < window do
+    local entries = redis.call('XREVRANGE', S, upper, '(' .. retry, 'COUNT', math.min(STEP, window - looked))
+    for _, entry in ipairs(entries) do
+      if is_it(entry) then return entry[1] end
+    end
+    if #entries < STEP then return end
+    looked = looked + #entries
+    upper = '(' .. entries[#entries][1]
+  end
+end
+
+-- Written, so that replicas are asked for it: whoever stored it may have had no answer.
+local function known(id)
+  set('last', meta.last)
+  return { 'stored', id, 1, redis.call('HLEN', M) }
+end
+
+-- `retry`: as for `find`; empty if the message was never stored. Without a user it is one of another store.
 local function append(view, proposed, retry, user, message)
   local denial = user and why_not(user)
   if denial then return { 'denied', denial } end
-  if retry ~= '' then
-    local looked, upper = 0, '+'
-    while looked < window do
-      local entries = redis.call('XREVRANGE', S, upper, '(' .. retry, 'COUNT', math.min(STEP, window - looked))
-      for _, entry in ipairs(entries) do
-        if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
-          -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
-          set('last', meta.last)
-          return { 'stored', entry[1], 1, redis.call('HLEN', M) }
-        end
-      end
-      if #entries < STEP then break end
-      looked = looked + #entries
-      upper = '(' .. entries[#entries][1]
-    end
-  end
+  local found = retry ~= '' and find(proposed, retry, message)
+  if found then return known(found) end
   if not claim(view) then return { 'stale' } end
   if redis.call('XLEN', S) >= messages_max then
     tidy()
@@ -196,14 +211,64 @@ local function append(view, proposed, retry, user, message)
   return { 'stored', id, 0, redis.call('HLEN', M) }
 end
 
--- A message that is not stored. No replica is asked for what is noted of it: whoever has got it and knows better than a
--- replica that took over is told of a gap that is none.
+-- Of an import: the part of an export that is put in, and up to where all of it came.
+local part, came, came_further = nil, nil, false
+local PARTS = 4
+
+local function begin_part(name)
+  part = name
+  for of, upto in string.gmatch(meta.i or '', '(%S+) (%S+)') do
+    if of == part then came = upto end
+  end
+end
+
+-- A message of another store. What came with its part before is not stored again, whatever has become of it since.
+local function import(proposed, message)
+  if not settings then return { 'denied', 'no_group' } end
+  if came and not above(proposed, came) then return known(proposed) end
+  local answer = append(0, proposed, '0-0', nil, message)
+  if part then came, came_further = proposed, true end
+  return answer
+end
+
+local function keep_part()
+  local words = { part, came }
+  for of, upto in string.gmatch(meta.i or '', '(%S+) (%S+)') do
+    if of ~= part and #words < 2 * PARTS then
+      words[#words + 1] = of
+      words[#words + 1] = upto
+    end
+  end
+  set('i', table.concat(words, ' '))
+end
+
+local passed = '0-0'
+-- A message that is not stored. It does not have to wait for replicas that have what is noted of it: the node that has
+-- passed it on knows better than a replica that took over, and tells it.
 local function admit(user, proposed)
   local denial = why_not(user)
   if denial then return { 'denied', denial } end
-  local upto = after(highest(meta.last, meta.u or '0-0'))
-  if settings then redis.call('HSET', G, 'u', highest(proposed, upto)) end
+  if settings then
+    passed = highest(proposed, after(highest(meta.last, meta.u or stamp(now, 0))))
+    meta.u = passed
+    redis.call('HSET', G, 'u', passed)
+  end
   return { 'admitted', redis.call('HLEN', M) }
+end
+
+-- What the node that asks was told before: the last position of a message that counts as stored, and the last that was
+-- given to what is not. A log that ends before that has lost its end.
+local function learn(stored, passed_on)
+  if not settings then return end
+  if above(stored, meta.last) then
+    set('x', stored)
+    -- Positions never go back: whoever has what is lost must not take another message for it.
+    set('last', stored)
+  end
+  if above(passed_on, meta.u or stamp(now, 0)) then
+    meta.u = passed_on
+    redis.call('HSET', G, 'u', passed_on)
+  end
 end
 
 local function join(view, user, words, added, create)
@@ -245,17 +310,18 @@ local function delete(view)
   if not settings then return { 'deleted', 0, 0 } end
   local members = redis.call('HLEN', M)
   redis.call('UNLINK', S, M, I, R)
-  redis.call('HDEL', G, 's')
+  redis.call('HDEL', G, 's', 'i')
   -- Positions of a group that is made anew lie behind those of this one.
   set('last', meta.last)
   set('floor', meta.last)
-  meta.s = nil
+  meta.s, meta.i = nil, nil
   read_settings()
   redis.call('PEXPIRE', G, gone_ms)
   return { 'deleted', 1, members }
 end
 
--- `seen`: up to there whoever asks has what there was. Redis has lost something of that if it was ever in the log.
+-- `seen`: up to there whoever asks has what there was. Redis has lost something of that if it was ever in the log. Who
+-- has less than what is known to be lost is told once: a page that is whole ends behind it.
 local function read(user, from, limit, payload_max, seen)
   if not settings then return { 'denied', user == '' and 'no_group' or 'not_a_member' } end
   if user ~= '' and not member(user) then return { 'denied', 'not_a_member' } end
@@ -275,15 +341,19 @@ local function read(user, from, limit, payload_max, seen)
     lower = '(' .. entries[#entries][1]
   end
   local is_lost = meta.u and above(seen, highest(meta.last, meta.u))
-  local truncated = (is_lost or above(meta.floor, from)) and 1 or 0
-  return { 'page', settings.ttl, meta.floor, meta.last, complete, truncated, records }
+  local gap = meta.x and above(meta.x, from) and meta.x or '0-0'
+  local truncated = (is_lost or gap ~= '0-0' or above(meta.floor, from)) and 1 or 0
+  -- A copy of all there is begins where it does.
+  local floor = user == '' and meta.floor or highest(meta.floor, gap)
+  return { 'page', settings.ttl, floor, meta.last, complete, truncated, records, gap }
 end
 
 local function mark(user, upto)
   local of = settings and member(user)
   if not of then return end
   if above(upto, last()) then upto = last() end
-  if not above(upto, of.read) then return end
+  -- One that is told again is written again, so that replicas are asked for it: they may not have had it.
+  if upto == '0-0' or above(of.read, upto) then return end
   redis.call('ZREM', R, digits(of.read) .. user)
   of.read = upto
   keep(user, of)
@@ -304,7 +374,10 @@ while at <= #ARGV do
     answer = append(view, proposed, retry, user, word())
   elseif what == 'import' then
     local proposed, message = word(), word()
-    answer = settings and append(0, proposed, '0-0', nil, message) or { 'denied', 'no_group' }
+    answer = import(proposed, message)
+  elseif what == 'part' then
+    begin_part(word())
+    answer = nil
   elseif what == 'floor' then
     -- Of a group that is imported: what is gone where it comes from is gone here.
     local upto = word()
@@ -312,6 +385,10 @@ while at <= #ARGV do
       set('floor', upto)
       if above(upto, meta.last) then set('last', upto) end
     end
+  elseif what == 'known' then
+    local stored = word()
+    learn(stored, word())
+    answer = nil
   elseif what == 'admit' then
     local user = word()
     answer = admit(user, word())
@@ -382,7 +459,8 @@ while at <= #ARGV do
     local of = settings and member(word())
     if of then answer = { 'membership', of.role, of.notify, of.muted, of.read, last() } end
   end
-  answers[#answers + 1] = answer
+  if answer then answers[#answers + 1] = answer end
 end
 
-return { wrote, expired, dropped, answers }
+if came_further then keep_part() end
+return { wrote, expired, dropped, answers, passed }

@@ -1,6 +1,7 @@
 //! The script of a group: what it is asked, and what it answers.
 
 use crate::GroupBounds;
+use crate::known::Ends;
 use crate::script::{bit, id, list, message, record, stamp};
 use trunkline_router::redis::Value;
 use trunkline_store::{
@@ -114,6 +115,11 @@ pub(crate) fn put_import(args: &mut Vec<Value>, of_store: &Record) {
     args.extend(["import".into(), id(of_store.stamp).into(), message(of_store)[..].into()]);
 }
 
+/// Adds what this node has been told of the group, before its requests. It has no answer.
+pub(crate) fn put_known(args: &mut Vec<Value>, known: Ends) {
+    args.extend(["known".into(), id(known.stored).into(), id(known.passed).into()]);
+}
+
 /// What a call came to.
 #[derive(Debug, Default)]
 pub(crate) struct Answered {
@@ -123,6 +129,8 @@ pub(crate) struct Answered {
     pub(crate) counts: [u64; 2],
     /// One for each request; `None` where there is no answer.
     pub(crate) replies: Vec<Option<Reply>>,
+    /// The last position that was given to what is not stored; 0 if none was.
+    pub(crate) passed: u64,
 }
 
 /// Reads the answer to a call about a group; `None` if it makes no sense.
@@ -131,7 +139,8 @@ pub(crate) fn read(answer: Value, group: u64, now_ms: u64) -> Option<Answered> {
     let wrote = parts.next()?.as_u64()? == 1;
     let counts = [parts.next()?.as_u64()?, parts.next()?.as_u64()?];
     let replies = list(parts.next()?)?.into_iter().map(|answer| reply(answer, group, now_ms));
-    Some(Answered { wrote, counts, replies: replies.collect::<Option<_>>()? })
+    let replies = replies.collect::<Option<_>>()?;
+    Some(Answered { wrote, counts, replies, passed: position(parts.next()?)? })
 }
 
 fn denial(word: &str) -> Option<GroupDenial> {
@@ -221,7 +230,8 @@ fn reply(answer: Value, group: u64, now_ms: u64) -> Option<Option<Reply>> {
                 record(position(at)?, bytes.as_bytes()?)
             });
             let records = records.collect::<Option<_>>()?;
-            without_old(Page { records, floor, last, complete, truncated }, ttl_s, now_ms)
+            let gap = position(next()?)?;
+            without_old(Page { records, floor, last, complete, truncated }, ttl_s, now_ms, gap)
         }
         "reads" => GroupReply::Reads { read: small(next()?)?, members: small(next()?)? },
         "membership" => {
@@ -233,9 +243,9 @@ fn reply(answer: Value, group: u64, now_ms: u64) -> Option<Option<Reply>> {
     Some(Some(Reply::Group(Box::new(reply))))
 }
 
-/// Leaves out what is too old for the group.
-fn without_old(mut page: Page, ttl_s: u64, now_ms: u64) -> GroupReply {
-    let next = page.records.last().map_or(0, |record| record.stamp);
+/// Leaves out what is too old for the group. `gap`: up to there something is lost, which is told with the last page.
+fn without_old(mut page: Page, ttl_s: u64, now_ms: u64, gap: u64) -> GroupReply {
+    let next = page.records.last().map_or(0, |record| record.stamp).max(if page.complete { gap } else { 0 });
     if ttl_s > 0 {
         let oldest_ms = now_ms.saturating_sub(ttl_s * 1_000);
         let before = page.records.len();

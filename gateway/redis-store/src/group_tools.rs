@@ -1,8 +1,9 @@
 //! Groups in an operator's copy of everything, and their way back.
 
 use crate::group;
+use crate::part::Part;
 use crate::script::id;
-use crate::tools::{Tool, ToolError};
+use crate::tools::{Tool, ToolError, Tries};
 use trunkline_router::redis::Value;
 use trunkline_store::{
     CopyLine, GroupAsk, GroupCopy, GroupInfo, GroupReply, Imported, MEMBERS_OF_LINE, Member, MemberInfo, Record, Reply,
@@ -32,16 +33,11 @@ impl Tool {
     /// Asks a group, in nobody's view.
     async fn of_group(&self, group: u64, asks: &[GroupAsk]) -> Result<Vec<Option<GroupReply>>, ToolError> {
         let call = self.road.group_call(group, asks.iter().map(|ask| (0, ask)));
-        let outcome = self.batches.run(&[call], self.sync).await.pop();
-        let (value, confirmed) = outcome.ok_or(ToolError::Group(group))??;
-        self.answered(group, value, confirmed)
+        self.answered(group, self.run(call).await?)
     }
 
-    fn answered(&self, group: u64, value: Value, confirmed: bool) -> Result<Vec<Option<GroupReply>>, ToolError> {
+    fn answered(&self, group: u64, value: Value) -> Result<Vec<Option<GroupReply>>, ToolError> {
         let answered = group::read(value, group, (self.settings.clock)()).ok_or(ToolError::Group(group))?;
-        if answered.wrote && !confirmed {
-            return Err(ToolError::Unconfirmed);
-        }
         let reply = |reply: Option<Reply>| match reply {
             Some(Reply::Group(reply)) => Some(*reply),
             _ => None,
@@ -104,8 +100,11 @@ impl Tool {
                     // It stays as it is.
                     return Ok(());
                 }
-                self.of_group(group, &[GroupAsk::Put { settings }]).await?;
-                self.put_words(group, vec!["floor".into(), id(floor).into()]).await?;
+                // Both at once: what is there already stays as it is.
+                let mut words = Vec::new();
+                group::put(&mut words, &GroupAsk::Put { settings }, 0, &self.settings.limits);
+                words.extend(["floor".into(), id(floor).into()]);
+                self.put_words(group, words).await?;
                 imported.groups += 1;
             }
             GroupCopy::Members(members) => {
@@ -121,7 +120,7 @@ impl Tool {
                     self.of_group(group, &marks).await?;
                 }
             }
-            GroupCopy::Message(record) => self.import_of_group(group, &[record], imported).await?,
+            GroupCopy::Message(record) => self.import_of_group(group, &Part::new(""), &[record], imported).await?,
         }
         Ok(())
     }
@@ -129,10 +128,13 @@ impl Tool {
     /// A member, on both sides.
     async fn join(&self, group: u64, user: u64, member: Member) -> Result<GroupReply, ToolError> {
         let ask = GroupAsk::Join { user, member, added: true, create: false };
-        match self.road.travel(group, &ask, 0, self.sync).await {
-            (Reply::Group(reply), None) => Ok(*reply),
-            (_, Some(why)) => Err(ToolError::Io(std::io::Error::other(why))),
-            _ => Err(ToolError::Group(group)),
+        let tries = Tries::begin();
+        loop {
+            match self.road.travel(group, &ask, 0, self.sync).await {
+                (Reply::Group(reply), None) => return Ok(*reply),
+                (_, Some(why)) => tries.next(ToolError::Undone(why)).await?,
+                _ => return Err(ToolError::Group(group)),
+            }
         }
     }
 
@@ -140,13 +142,12 @@ impl Tool {
     pub(crate) async fn import_of_group(
         &self,
         group: u64,
+        part: &Part,
         records: &[Record],
         imported: &mut Imported,
     ) -> Result<(), ToolError> {
-        if records.is_empty() {
-            return Ok(());
-        }
         let mut words = Vec::new();
+        part.put(&mut words);
         records.iter().for_each(|record| group::put_import(&mut words, record));
         for reply in self.put_words(group, words).await? {
             match reply {
@@ -161,8 +162,6 @@ impl Tool {
     /// Requests that nobody but an import makes.
     async fn put_words(&self, group: u64, words: Vec<Value>) -> Result<Vec<Option<GroupReply>>, ToolError> {
         let call = self.road.words_call(group, words);
-        let outcome = self.batches.run(&[call], self.sync).await.pop();
-        let (value, confirmed) = outcome.ok_or(ToolError::Group(group))??;
-        self.answered(group, value, confirmed)
+        self.answered(group, self.run(call).await?)
     }
 }

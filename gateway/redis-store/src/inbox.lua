@@ -5,7 +5,8 @@
 --          s  how many messages came before it, and their bytes: so an inbox is counted without being read
 -- KEYS[2]  hash: floor, last (stamps), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
 --          device), d:<name> (number, epoch, cursor, when it was seen), o:<name> (its epoch before its last LOGOUT, and
---          the one since), l:<name> (number of that LOGOUT)
+--          the one since), l:<name> (number of that LOGOUT), i (parts of exports that were imported, the latest first,
+--          each with the position there up to which all of it came)
 -- ARGV     now, messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
 --          which a device is forgotten, devices, window of retries, time after which the keys end; then the requests
 --
@@ -36,6 +37,9 @@ local function set(field, value)
   redis.call('HSET', M, field, value)
   wrote = 1
 end
+
+-- An import of an earlier version has left that. It is no view, and no home could write.
+if meta.e == '4294967295' then meta.e = nil end
 
 -- Whole numbers beyond 2^31 are not for tostring.
 local function text(number) return string.format('%.0f', number) end
@@ -183,25 +187,37 @@ local function full(bytes)
   if held + bytes > bytes_max then return 'bytes', messages, held end
 end
 
-local appended = false
--- `retry`: the position up to which nothing is looked for; empty if the message was never stored.
-local function append(view, proposed, retry, message)
-  if retry ~= '' then
-    local looked, upper = 0, '+'
-    while looked < window do
-      local entries = redis.call('XREVRANGE', S, upper, '(' .. retry, 'COUNT', math.min(STEP, window - looked))
-      for _, entry in ipairs(entries) do
-        if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
-          -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
-          set('last', meta.last)
-          return { 'stored', entry[1], 1, meta.last }
-        end
-      end
-      if #entries < STEP then break end
-      looked = looked + #entries
-      upper = '(' .. entries[#entries][1]
-    end
+-- Where a message is that may have been stored before: at the very position that it asks for, as one is that has come
+-- with an export, or among the last. `retry`: the position up to which nothing is looked for.
+local function find(proposed, retry, message)
+  local function is_it(entry) return string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) end
+  if above(proposed, retry) and not above(proposed, meta.last) then
+    local entry = redis.call('XRANGE', S, proposed, proposed)[1]
+    if entry and is_it(entry) then return proposed end
   end
+  local looked, upper = 0, '+'
+  while looked < window do
+    local entries = redis.call('XREVRANGE', S, upper, '(' .. retry, 'COUNT', math.min(STEP, window - looked))
+    for _, entry in ipairs(entries) do
+      if is_it(entry) then return entry[1] end
+    end
+    if #entries < STEP then return end
+    looked = looked + #entries
+    upper = '(' .. entries[#entries][1]
+  end
+end
+
+-- Written, so that replicas are asked for it: whoever stored it may have had no answer.
+local function known(id)
+  set('last', meta.last)
+  return { 'stored', id, 1, meta.last }
+end
+
+local appended = false
+-- `retry`: as for `find`; empty if the message was never stored.
+local function append(view, proposed, retry, message)
+  local found = retry ~= '' and find(proposed, retry, message)
+  if found then return known(found) end
   if not claim(view) then return { 'stale' } end
   local bytes = #message - 17 + OVERHEAD
   local why, messages, held = full(bytes)
@@ -244,6 +260,38 @@ local function append(view, proposed, retry, message)
   meta.last, meta.n, meta.t = id, text(n + 1), text(t + bytes)
   appended = true
   return { 'stored', id, 0, last }
+end
+
+-- Of an import: the part of an export that is put in, up to where all of it came, and whether more of it counts. Behind
+-- a message that was refused none does, so that it is asked for when it is put in again.
+local part, came, counts, came_further = nil, nil, true, false
+local PARTS = 4
+
+local function begin_part(name)
+  part = name
+  for of, upto in string.gmatch(meta.i or '', '(%S+) (%S+)') do
+    if of == part then came = upto end
+  end
+end
+
+-- A message of that part. What came before is not stored again, whatever has become of it since.
+local function append_of_part(view, proposed, retry, message)
+  if came and not above(proposed, came) then return known(proposed) end
+  local answer = append(view, proposed, retry, message)
+  counts = counts and answer[1] == 'stored'
+  if counts then came, came_further = proposed, true end
+  return answer
+end
+
+local function keep_part()
+  local words = { part, came }
+  for of, upto in string.gmatch(meta.i or '', '(%S+) (%S+)') do
+    if of ~= part and #words < 2 * PARTS then
+      words[#words + 1] = of
+      words[#words + 1] = upto
+    end
+  end
+  set('i', table.concat(words, ' '))
 end
 
 local function open(name, ephemeral, view)
@@ -315,9 +363,10 @@ local function cursor(number, epoch, upto)
     return
   end
   if above(upto, meta.last) then upto = meta.last end
-  local moved = above(upto, device.cursor)
-  if moved then device.cursor = upto end
-  if seen(device) or moved then keep(device) end
+  -- One that is told again is written again, so that replicas are asked for it: they may not have had it.
+  local counts = upto ~= '0-0' and not above(device.cursor, upto)
+  if counts then device.cursor = upto end
+  if seen(device) or counts then keep(device) end
 end
 
 local answers = {}
@@ -331,7 +380,10 @@ while at <= #ARGV do
   local answer = { 'none' }
   if what == 'append' then
     local view, proposed, retry = tonumber(word()), word(), word()
-    answer = append(view, proposed, retry, word())
+    answer = (part and append_of_part or append)(view, proposed, retry, word())
+  elseif what == 'part' then
+    begin_part(word())
+    answer = nil
   elseif what == 'open' then
     local name, ephemeral = word(), word() == '1'
     answer = open(name, ephemeral, tonumber(word()))
@@ -371,6 +423,9 @@ while at <= #ARGV do
   elseif what == 'delete' then
     truncate(meta.last)
     for place = #all_devices(), 1, -1 do forget(place) end
+    -- Whoever puts it in again wants it back.
+    meta.i = nil
+    redis.call('HDEL', M, 'i')
     answer = { 'done' }
   elseif what == 'inspect' then
     local view = tonumber(word())
@@ -396,9 +451,10 @@ while at <= #ARGV do
     end
     answer = { empty and 'done' or 'none' }
   end
-  answers[#answers + 1] = answer
+  if answer then answers[#answers + 1] = answer end
 end
 
+if came_further then keep_part() end
 if appended then
   redis.call('HSET', M, 'last', meta.last, 'n', meta.n, 't', meta.t)
   wrote = 1

@@ -9,10 +9,12 @@
 //! | `group` | requests for it, and its answers |
 //! | `of_user.lua` | the list of a user's groups |
 //! | `journey` | joins, leaves and the groups of a user, which are in two hash slots |
+//! | `known` | where logs of groups end, for a master that knows less |
 //! | `lanes` | what waits for each server, in batches by user |
 //! | `owed` | what has no answer, and is kept until Redis has it |
 //! | `work` | the thread: mail, batches under way, what is tried again |
 //! | `tools`, `group_tools` | an operator's export and import |
+//! | `part` | which part of an export messages are of, so that none is taken twice |
 //!
 //! What came for a user is one call of the script, what came for a server is one pipeline with one WAIT behind it.
 //! While that is under way the next batch gathers; so an idle store answers at once and a busy one in large batches.
@@ -25,8 +27,10 @@
 mod group;
 mod group_tools;
 mod journey;
+mod known;
 mod lanes;
 mod owed;
+mod part;
 mod script;
 mod tools;
 mod work;

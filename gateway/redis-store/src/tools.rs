@@ -2,15 +2,25 @@
 
 use crate::Settings;
 use crate::journey::Road;
+use crate::lanes::Subject;
+use crate::part::Part;
 use crate::script;
 use std::fmt;
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use trunkline_router::redis::{Batches, Call, PlaneError, StoreSync, Value};
 use trunkline_store::{Checked, CopyLine, GroupCopy, Imported, Page, Record, Reply, Request, UserCopy};
 
-/// Messages that are read or written at a time.
+/// Messages that are read at a time.
 const PAGE: usize = 256;
+/// What a call may take: on a machine that is busy more than a node could wait.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// For how long what Redis did not do is asked for again, and the pause before that.
+const TRIED_FOR: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(200);
+/// Who asks is no home. A view would be claimed, and homes of earlier ones could write no more.
+const NOBODYS_VIEW: u64 = 0;
 
 /// The store, for those who do not serve.
 #[derive(Debug)]
@@ -33,6 +43,8 @@ pub enum ToolError {
     Group(u64),
     /// Too few replicas have what was written.
     Unconfirmed,
+    /// What takes several calls did not come to its end, for that reason.
+    Undone(String),
     /// What is read or written cannot be.
     Io(io::Error),
 }
@@ -43,6 +55,7 @@ impl fmt::Display for ToolError {
             ToolError::Redis(error) => write!(f, "{error}"),
             ToolError::Garbage(user) => write!(f, "what Redis has of user {user} makes no sense"),
             ToolError::Group(group) => write!(f, "what Redis has of group {group} makes no sense"),
+            ToolError::Undone(why) => write!(f, "{why}"),
             ToolError::Io(error) => write!(f, "{error}"),
             ToolError::Unconfirmed => write!(f, "too few replicas have what was written: try again when they are well"),
         }
@@ -50,6 +63,47 @@ impl fmt::Display for ToolError {
 }
 
 impl std::error::Error for ToolError {}
+
+impl ToolError {
+    /// Whether it passes by itself: a server that is late, a master that is replaced, replicas that are behind.
+    fn may_pass(&self) -> bool {
+        let replaced = ["LOADING", "READONLY", "TRYAGAIN", "MASTERDOWN", "BUSY "];
+        match self {
+            ToolError::Redis(PlaneError::Redis { detail }) => replaced.iter().any(|word| detail.starts_with(word)),
+            ToolError::Redis(error) => matches!(
+                error,
+                PlaneError::TimedOut { .. }
+                    | PlaneError::Unreachable { .. }
+                    | PlaneError::ClusterDown { .. }
+                    | PlaneError::Busy
+            ),
+            ToolError::Unconfirmed | ToolError::Undone(_) => true,
+            ToolError::Garbage(_) | ToolError::Group(_) | ToolError::Io(_) => false,
+        }
+    }
+}
+
+/// What is asked for again until it is done.
+#[derive(Debug)]
+pub(crate) struct Tries(Instant);
+
+impl Tries {
+    pub(crate) fn begin() -> Self {
+        Tries(Instant::now() + TRIED_FOR)
+    }
+
+    /// Waits for the time of the next try.
+    ///
+    /// # Errors
+    /// The one that the last try ended with, where it does not pass or there were enough.
+    pub(crate) async fn next(&self, error: ToolError) -> Result<(), ToolError> {
+        if !error.may_pass() || Instant::now() >= self.0 {
+            return Err(error);
+        }
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
+    }
+}
 
 impl From<PlaneError> for ToolError {
     fn from(error: PlaneError) -> Self {
@@ -120,68 +174,83 @@ impl Tool {
         }
     }
 
-    /// Takes in what an export wrote. What is there already stays, and messages that are there already are not stored
-    /// again, as long as they are among the last of their log.
+    /// Takes in what an export wrote. What is there already stays, and messages that are there already, or came with
+    /// the same export before, are not stored again; so it may be put in again after an error.
     ///
     /// # Errors
-    /// For a line that makes no sense, and when Redis does not work. What came before is stored.
+    /// For a line that makes no sense, and when Redis has not worked for a minute. What came before is stored.
     pub async fn import(&self, input: &mut dyn BufRead) -> Result<Imported, ToolError> {
         let mut imported = Imported::default();
-        let mut batch: Vec<Request> = Vec::new();
-        let mut of = 0;
-        // Messages of one group, as those of one user.
-        let (mut records, mut of_group) = (Vec::new(), 0);
+        let (mut of, mut part) = (Subject::User(0), Part::new(""));
         for (at, line) in input.lines().enumerate() {
-            let line = CopyLine::read(&line?, at + 1)?;
-            let user = match &line {
-                CopyLine::User(copy) => copy.user,
-                CopyLine::Message(user, _) => *user,
-                CopyLine::Group(..) => 0,
-            };
-            if user != of || batch.len() >= PAGE {
-                self.import_batch(of, &mut batch, &mut imported).await?;
-                of = user;
-            }
-            let group = match &line {
-                CopyLine::Group(group, GroupCopy::Message(_)) => *group,
-                _ => 0,
-            };
-            if group != of_group || records.len() >= PAGE {
-                self.import_of_group(of_group, &records, &mut imported).await?;
-                records.clear();
-                of_group = group;
-            }
-            match line {
-                CopyLine::Group(_, GroupCopy::Message(record)) => records.push(record),
-                CopyLine::Group(group, copy) => self.import_group(group, copy, &mut imported).await?,
-                CopyLine::User(copy) => imported.users += u64::from(self.adopt(&copy).await?),
-                CopyLine::Message(user, record) => {
-                    batch.push(Request::Append { user, record, retry: Some(0), token: 0 });
+            let line = line?;
+            let (whose, record) = match CopyLine::read(&line, at + 1)? {
+                CopyLine::Message(user, record) => (Subject::User(user), record),
+                CopyLine::Group(group, GroupCopy::Message(record)) => (Subject::Group(group), record),
+                CopyLine::User(copy) => {
+                    self.import_part(of, &mut part, &mut imported).await?;
+                    (of, part) = (Subject::User(copy.user), Part::new(&line));
+                    imported.users += u64::from(self.adopt(&copy).await?);
+                    continue;
                 }
+                CopyLine::Group(group, copy) => {
+                    self.import_part(of, &mut part, &mut imported).await?;
+                    (of, part) = (Subject::Group(group), Part::new(&line));
+                    self.import_group(group, copy, &mut imported).await?;
+                    continue;
+                }
+            };
+            if whose != of {
+                self.import_part(of, &mut part, &mut imported).await?;
+                (of, part) = (whose, Part::new(""));
+            }
+            part.hold(record, &line);
+            if part.is_full() {
+                self.import_part(of, &mut part, &mut imported).await?;
             }
         }
-        self.import_batch(of, &mut batch, &mut imported).await?;
-        self.import_of_group(of_group, &records, &mut imported).await?;
+        self.import_part(of, &mut part, &mut imported).await?;
         Ok(imported)
     }
 
-    async fn import_batch(
-        &self,
-        user: u64,
-        batch: &mut Vec<Request>,
-        imported: &mut Imported,
-    ) -> Result<(), ToolError> {
-        if batch.is_empty() {
+    /// Stores the messages that are held of a part.
+    async fn import_part(&self, of: Subject, part: &mut Part, imported: &mut Imported) -> Result<(), ToolError> {
+        let records = part.take();
+        if records.is_empty() {
             return Ok(());
         }
-        for reply in self.ask(user, batch).await? {
+        let refused = imported.refused;
+        match of {
+            Subject::User(user) => self.import_of_user(user, part, records, imported).await?,
+            Subject::Group(group) => self.import_of_group(group, part, &records, imported).await?,
+        }
+        // There may be room for it when the export is put in again.
+        if imported.refused > refused {
+            part.give_up();
+        }
+        Ok(())
+    }
+
+    async fn import_of_user(
+        &self,
+        user: u64,
+        part: &Part,
+        records: Vec<Record>,
+        imported: &mut Imported,
+    ) -> Result<(), ToolError> {
+        let mut words = Vec::new();
+        part.put(&mut words);
+        for record in records {
+            let request = Request::Append { user, record, retry: Some(0), token: 0 };
+            script::put(&mut words, &request, NOBODYS_VIEW, &self.settings.limits);
+        }
+        for reply in self.asked(user, words).await? {
             match reply {
                 Reply::Stored { duplicate: false, .. } => imported.messages += 1,
                 Reply::Stored { duplicate: true, .. } => imported.duplicates += 1,
                 _ => imported.refused += 1,
             }
         }
-        batch.clear();
         Ok(())
     }
 
@@ -190,8 +259,7 @@ impl Tool {
     /// # Errors
     /// When Redis is not there.
     pub async fn connect(settings: Settings) -> Result<Self, ToolError> {
-        let slow = settings.sync == Some(StoreSync::Aof);
-        let batches = Arc::new(Batches::unconnected(&settings.redis, script::SOURCE, slow));
+        let batches = Arc::new(Batches::unconnected_within(&settings.redis, script::SOURCE, ANSWER_MAX));
         batches.try_connect().await?;
         let least = if batches.fewest_replicas() == 0 { StoreSync::Master } else { StoreSync::Replica };
         let road = Road::new(batches.clone(), &settings);
@@ -211,22 +279,28 @@ impl Tool {
         Ok(users)
     }
 
+    /// Makes a call until Redis has done it and so many replicas have it as the settings ask for. What is asked for may
+    /// be done several times, so that it has to come to the same.
+    pub(crate) async fn run(&self, call: Call) -> Result<Value, ToolError> {
+        let (calls, tries) = ([call], Tries::begin());
+        loop {
+            let error = match self.batches.run(&calls, self.sync).await.pop() {
+                Some(Ok((value, confirmed))) if confirmed || !has_written(&value) => return Ok(value),
+                Some(Ok(_)) => ToolError::Unconfirmed,
+                Some(Err(error)) => error.into(),
+                None => ToolError::Unconfirmed,
+            };
+            tries.next(error).await?;
+        }
+    }
+
     async fn call(&self, user: u64, args: Vec<Value>) -> Result<Vec<Value>, ToolError> {
         let mut all = script::preamble(&self.settings.limits, (self.settings.clock)());
         all.extend(args);
         let [log, meta] = script::keys(user);
-        let calls: [Call; 1] = [self.batches.call([&log, &meta], all)];
-        let outcome = self.batches.run(&calls, self.sync).await.pop();
-        let (value, confirmed) = outcome.ok_or(ToolError::Garbage(user))??;
-        let Value::Array(mut parts) = value else { return Err(ToolError::Garbage(user)) };
-        let wrote = parts.first().and_then(Value::as_u64) == Some(1);
-        if wrote && !confirmed {
-            return Err(ToolError::Unconfirmed);
-        }
-        match parts.pop() {
-            Some(Value::Array(answers)) => Ok(answers),
-            _ => Err(ToolError::Garbage(user)),
-        }
+        let value = self.run(self.batches.call([&log, &meta], all)).await?;
+        let answers = script::list(value).and_then(|mut parts| parts.pop()).and_then(script::list);
+        answers.ok_or(ToolError::Garbage(user))
     }
 
     /// Floor and devices of a user.
@@ -281,19 +355,19 @@ impl Tool {
     /// # Errors
     /// If Redis did not work.
     pub async fn ask(&self, user: u64, requests: &[Request]) -> Result<Vec<Reply>, ToolError> {
-        let mut args = Vec::new();
-        requests.iter().for_each(|request| script::put(&mut args, request, u64::from(u32::MAX), &self.settings.limits));
-        let answers = self.call(user, args).await?;
-        let whole = Value::Array(vec![
-            Value::Integer(0),
-            Value::Integer(0),
-            Value::Integer(0),
-            Value::Integer(0),
-            Value::Integer(0),
-            Value::Integer(0),
-            Value::Array(answers),
-        ]);
-        let answered = script::read(whole, 0).ok_or(ToolError::Garbage(user))?;
+        let mut words = Vec::new();
+        for request in requests {
+            script::put(&mut words, request, NOBODYS_VIEW, &self.settings.limits);
+        }
+        self.asked(user, words).await
+    }
+
+    /// The answers to requests that are words already.
+    async fn asked(&self, user: u64, words: Vec<Value>) -> Result<Vec<Reply>, ToolError> {
+        let answers = self.call(user, words).await?;
+        let mut whole = vec![Value::Integer(0); 6];
+        whole.push(Value::Array(answers));
+        let answered = script::read(Value::Array(whole), 0).ok_or(ToolError::Garbage(user))?;
         Ok(answered.replies.into_iter().flatten().collect())
     }
 
@@ -315,5 +389,13 @@ impl Tool {
             _ => false,
         };
         Ok(answers.first().is_some_and(adopted))
+    }
+}
+
+/// Whether a script says that it has written.
+fn has_written(answer: &Value) -> bool {
+    match answer {
+        Value::Array(parts) => parts.first().and_then(Value::as_u64) == Some(1),
+        _ => false,
     }
 }

@@ -2,6 +2,7 @@
 //! could go on.
 
 use crate::journey::Road;
+use crate::known::{Ends, Known};
 use crate::lanes::{Batch, Lanes, Server, Subject, Waiting};
 use crate::owed::Owed;
 use crate::{Settings, group, script};
@@ -74,6 +75,8 @@ pub(crate) struct Work {
     failing: HashMap<Server, (Subject, String)>,
     /// What nobody is answered for, and Redis has not got.
     owed: Owed,
+    /// Where logs of groups end.
+    known: Known,
     next_probe: Instant,
     wake: Arc<Notify>,
 }
@@ -102,6 +105,7 @@ impl Work {
             journeys_waiting: 0,
             failing: HashMap::new(),
             owed: Owed::default(),
+            known: Known::default(),
             next_probe: Instant::now() + PROBE,
             wake: Arc::new(Notify::new()),
         }
@@ -382,11 +386,16 @@ impl Work {
     }
 
     fn group_call(&self, group: u64, requests: &[Waiting]) -> Call {
-        let asks = requests.iter().filter_map(|waiting| match &waiting.request {
-            Request::Group { ask, .. } => Some((waiting.view, &**ask)),
-            _ => None,
-        });
-        self.road.group_call(group, asks)
+        let mut words = Vec::with_capacity(3 + 6 * requests.len());
+        if let Some(known) = self.known.of(group) {
+            group::put_known(&mut words, known);
+        }
+        for waiting in requests {
+            if let Request::Group { ask, .. } = &waiting.request {
+                group::put(&mut words, ask, waiting.view, &self.settings.limits);
+            }
+        }
+        self.road.words_call(group, words)
     }
 
     /// A batch is over: its answers go back.
@@ -435,7 +444,7 @@ impl Work {
         answers: &mut BTreeMap<Source, Vec<Answer>>,
     ) -> Option<String> {
         let (answered, confirmed, why) = match outcome {
-            Ok((value, confirmed)) => match self.read(subject, value) {
+            Ok((value, confirmed)) => match self.read(subject, value, confirmed) {
                 Some(answered) if answered.replies.len() == requests.len() => {
                     let unconfirmed = answered.wrote && !confirmed;
                     let why = unconfirmed.then(|| "too few replicas have what was written".to_owned());
@@ -469,16 +478,30 @@ impl Work {
         why
     }
 
-    /// Reads the answer to a call.
-    fn read(&self, subject: Subject, value: Value) -> Option<script::Answered> {
-        match subject {
-            Subject::User(_) => script::read(value, self.epoch),
-            Subject::Group(group) => {
-                let group::Answered { wrote, counts: [expired, dropped], replies } =
-                    group::read(value, group, (self.settings.clock)())?;
-                Some(script::Answered { wrote, counts: [0, expired, dropped, 0, 0], replies })
+    /// Reads the answer to a call, and notes where the log of a group ends.
+    fn read(&mut self, subject: Subject, value: Value, confirmed: bool) -> Option<script::Answered> {
+        let group = match subject {
+            Subject::User(_) => return script::read(value, self.epoch),
+            Subject::Group(group) => group,
+        };
+        let group::Answered { wrote, counts: [expired, dropped], replies, passed } =
+            group::read(value, group, (self.settings.clock)())?;
+        let mut told = Ends { stored: 0, passed };
+        for reply in replies.iter().flatten() {
+            let Reply::Group(reply) = reply else { continue };
+            match **reply {
+                GroupReply::Stored { stamp, .. } | GroupReply::Claimed { last: stamp } if confirmed => {
+                    told.stored = told.stored.max(stamp);
+                }
+                GroupReply::Deleted { .. } => {
+                    told = Ends::default();
+                    self.known.forget(group);
+                }
+                _ => {}
             }
         }
+        self.known.note(group, told);
+        Some(script::Answered { wrote, counts: [0, expired, dropped, 0, 0], replies })
     }
 
     /// What a request comes to, and its count.

@@ -207,7 +207,7 @@ impl Embedded {
             return Ok(self.refuse(Refusal::Unavailable));
         }
         if let Some(after) = retry
-            && let Some(stamp) = self.find(user, record.from, record.id)?.filter(|stamp| *stamp > after)
+            && let Some(stamp) = self.find(user, &record, after)?
         {
             Stats::add(&self.stats.duplicates, 1);
             let reply = Reply::Stored { stamp, duplicate: true, before: 0 };

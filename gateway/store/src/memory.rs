@@ -149,8 +149,15 @@ impl Memory {
         }
         let window = self.limits.retry_window as usize;
         let look = |found: &User, after: u64| {
+            let is_it = |at: &&Record| (at.from, at.id) == (record.from, record.id);
+            // At the position that it asks for, as one of an export is that was imported before.
+            let there = found.records.binary_search_by_key(&record.stamp, |at| at.stamp);
+            let there = there.ok().and_then(|place| found.records.get(place));
+            if let Some(there) = there.filter(is_it).filter(|there| there.stamp > after) {
+                return Some(there.stamp);
+            }
             let mut latest = found.records.iter().rev().take(window).take_while(|at| at.stamp > after);
-            latest.find(|at| (at.from, at.id) == (record.from, record.id)).map(|at| at.stamp)
+            latest.find(is_it).map(|at| at.stamp)
         };
         if let Some(after) = retry
             && let Some(found) = self.users.get(&user)

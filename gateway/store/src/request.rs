@@ -18,9 +18,10 @@ pub enum Request {
         record: Record,
         /// The message may have been stored before: if one with its `from` and `id` is among the last
         /// [`Limits::retry_window`](crate::Limits::retry_window) of the log, and above this stamp, that one's stamp is
-        /// the answer and nothing is stored. Senders may number their messages from 1 again after a while, so where the
-        /// sender does not say that it sends again, what is older than that is not looked at. None for a message that
-        /// was never stored; 0 for all of the window.
+        /// the answer and nothing is stored. So it is, too, if it is above this stamp at the very one that `record`
+        /// proposes, as a message is that was imported before. Senders may number their messages from 1 again after a
+        /// while, so where the sender does not say that it sends again, what is older than that is not looked at. None
+        /// for a message that was never stored; 0 for all of the window.
         retry: Option<u64>,
         /// Comes back in the answer.
         token: u64,

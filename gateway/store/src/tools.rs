@@ -72,7 +72,7 @@ impl Embedded {
     }
 
     /// Takes in what `export` wrote. What is there already stays, and messages that are there already are not stored
-    /// again, as long as they are among the last of their log.
+    /// again, as long as they have their positions, or are among the last of their log.
     ///
     /// # Errors Of kind `InvalidData` for a line that makes no sense, with its number; otherwise those of the file
     /// system and of `input`. What came before is stored.

@@ -1,15 +1,20 @@
-//! A copy of the folder of a node that goes on storing, as of one moment.
+//! Copies of what is stored: from a folder to Redis and back, message by message; and a copy of the folder of a node
+//! that goes on storing, as of one moment.
 
+use crate::cluster_support::Member;
+use crate::cluster_support::redis_cluster::RedisCluster;
 use crate::support::client::{Client, Event};
 use crate::support::gateway::{Gateway, gateway_command};
 use crate::support::random::Random;
-use crate::support::scratch::ScratchFolder;
+use crate::support::scratch::{ScratchFile, ScratchFolder};
 use crate::support::wait_for;
 use crate::support::wire::{self, Frame, Login, SyncOk, flag, kind, outcome};
 use rustix::process::Signal;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +23,8 @@ const SENDER: u64 = 1;
 /// Messages without an answer at a time: fewer than a page of SYNC.
 const IN_FLIGHT: usize = 100;
 const USERS: std::ops::RangeInclusive<u64> = 10..=15;
+/// Of an export: for each user more than are looked through for one that is sent again.
+const MESSAGES: u64 = 1_800;
 
 fn start(folder: &ScratchFolder, flags: &[&str]) -> Gateway {
     Gateway::start(2, &[&["--data-dir", folder.path(), "--store-after-ms", "300"], flags].concat())
@@ -66,6 +73,98 @@ fn send_to_all(
             }
             other => panic!("{other:?}"),
         }
+    }
+}
+
+/// A place of a store, as arguments of `gateway store`.
+type Place<'a> = &'a [&'a str];
+
+fn store_command(action: &str, place: Place<'_>, input: Option<&str>) -> String {
+    let mut command: Command = gateway_command();
+    command.args(["store", action]).args(place);
+    if let Some(input) = input {
+        command.stdin(fs::File::open(input).expect("open what was exported"));
+    }
+    let output = command.output().expect("run gateway store");
+    assert!(output.status.success(), "{action} {place:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it writes text")
+}
+
+/// The lines of an export, by user: the one of the user itself, then messages by their positions.
+fn lines_of(export: &str) -> Vec<Value> {
+    let mut lines: Vec<Value> = export.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let number =
+        |line: &Value, name: &str| line[name].as_str().map_or(0, |text| text.parse::<u64>().expect("a number"));
+    lines.sort_by_key(|line| (number(line, "user"), number(line, "stamp")));
+    lines
+}
+
+#[test]
+fn an_export_is_the_same_out_of_a_folder_out_of_redis_and_out_of_another_folder() {
+    let folder = ScratchFolder::new("store");
+    let gateway = start(&folder, &[]);
+    // One with two devices, one of which is behind; one whose only device has a part.
+    for (user, device) in [(10, "phone"), (10, "desk"), (11, "phone")] {
+        let (mut client, _) = Client::login_with(&gateway, &Login::of(user).device(device));
+        backlog(&mut client, false);
+    }
+    [10, 11].iter().for_each(|user| gateway.wait_for_presence(*user, false));
+    let mut sender = Client::login(&gateway, SENDER);
+    backlog(&mut sender, false);
+    let answered = Mutex::default();
+    send_to_all(&mut sender, &mut Random::seeded(1), |sent| sent < MESSAGES, &answered);
+    for user in [10, 11] {
+        let (mut phone, _) = Client::login_with(&gateway, &Login { window: 100, ..Login::of(user).device("phone") });
+        let frames: Vec<Frame> = (0..30).map(|_| phone.recv_deliver()).collect();
+        phone.write(&Frame { flags: flag::CUMULATIVE, ..wire::ack(&frames[29]) });
+        phone.recv_deliver();
+        drop(phone);
+        gateway.wait_for_presence(user, false);
+    }
+    drop(sender);
+    gateway.finish();
+
+    let redis = RedisCluster::start();
+    let member = Member::new(&redis, "copies");
+    let other = ScratchFolder::new("other");
+    let in_redis = [
+        "--store",
+        "redis",
+        "--node",
+        member.name,
+        "--redis",
+        &member.url,
+        "--mesh",
+        &member.mesh,
+        "--cluster-secret-file",
+        member.secret_file(),
+        "--advertise",
+        "gate.example.org:7700",
+    ];
+    let (first, third) = (["--data-dir", folder.path()], ["--data-dir", other.path()]);
+    let places: [Place<'_>; 3] = [&first, &in_redis, &third];
+    let mut exports: Vec<Vec<Value>> = Vec::new();
+    for (at, place) in places.into_iter().enumerate() {
+        if at > 0 {
+            let export = exports[at - 1].iter().map(|line| format!("{line}\n")).collect::<String>();
+            let input = ScratchFile::new("inboxes.jsonl", export);
+            // What is there already is not stored again.
+            for _ in 0..2 {
+                store_command("import", place, Some(input.path()));
+            }
+        }
+        store_command("check", place, None);
+        exports.push(lines_of(&store_command("export", place, None)));
+    }
+    let stored: usize = answered.into_inner().expect("no panic").values().map(Vec::len).sum();
+    // The device that is behind still needs what the other one has. What nobody needs goes sooner or later.
+    let gone = 30;
+    let messages = exports[0].iter().filter(|line| line["payload"].is_string()).count();
+    assert_eq!(stored as u64, MESSAGES);
+    assert!((stored - gone..=stored).contains(&messages), "{messages}");
+    for export in &exports[1..] {
+        let differs = exports[0].iter().zip(export).find(|(before, after)| before != after);
+        assert_eq!((differs, export.len()), (None, exports[0].len()));
     }
 }
 
@@ -133,9 +232,7 @@ fn a_copy_of_all_files_at_one_moment_has_all_that_was_answered_before_it() {
     gateway.audit();
     gateway.finish();
     for (before, copy) in copies {
-        let checked = gateway_command().args(["store", "check", "--data-dir", copy.path()]).output();
-        let checked = checked.expect("run gateway store");
-        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+        store_command("check", &["--data-dir", copy.path()], None);
         let gateway = start(&copy, &flags);
         for (user, ids) in before {
             let (mut client, _) = Client::login_with(&gateway, &Login::of(user));

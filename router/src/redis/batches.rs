@@ -65,7 +65,12 @@ impl Batches {
     /// long as [`StoreSync::Aof`] needs.
     #[must_use]
     pub fn unconnected(config: &RedisConfig, source: &'static str, slow: bool) -> Self {
-        let command_timeout = Duration::from_millis(ANSWER_MS + if slow { FILES_MS } else { 0 });
+        Batches::unconnected_within(config, source, Duration::from_millis(ANSWER_MS + if slow { FILES_MS } else { 0 }))
+    }
+
+    /// The same with calls that may take so long, for those whom nobody waits for.
+    #[must_use]
+    pub fn unconnected_within(config: &RedisConfig, source: &'static str, command_timeout: Duration) -> Self {
         let config = Arc::new(RedisConfig { command_timeout, ..config.clone() });
         Batches { cluster: Cluster::unconnected(Arc::clone(&config)), config, script: Script::new(source) }
     }

@@ -172,16 +172,16 @@ fn shifted(ask: GroupAsk, by: u64) -> GroupAsk {
 }
 
 impl Running {
-    fn group(&self, source: u16, group: u64, ask: GroupAsk) -> Reply {
+    pub(super) fn group(&self, source: u16, group: u64, ask: GroupAsk) -> Reply {
         self.ask(source, Request::Group { group, ask: Box::new(ask), token: Some(1) })
     }
 
-    fn join(&self, source: u16, group: u64, user: u64) -> Reply {
+    pub(super) fn join(&self, source: u16, group: u64, user: u64) -> Reply {
         let (member, added, create) = (Member::default(), false, true);
         self.group(source, group, GroupAsk::Join { user, member, added, create })
     }
 
-    fn say(&self, source: u16, group: u64, from: u64, id: u64) -> Reply {
+    pub(super) fn say(&self, source: u16, group: u64, from: u64, id: u64) -> Reply {
         let record = record(stamp_at(self.clock_ms.load(Ordering::Relaxed)), id, 10);
         let record = trunkline_store::Record { from, ..record };
         self.group(source, group, GroupAsk::Append { record, retry: None })
@@ -230,11 +230,14 @@ fn who_has_seen_more_than_the_log_has_ever_had_is_told_of_a_gap() {
         },
         other => panic!("{other:?}"),
     };
-    let is_truncated = |after, since_ms| {
+    let is_truncated = |running: &Running, after, since_ms| {
         let ask = GroupAsk::Read { user: Some(user), after, since_ms, limit: 10, bytes_max: 9_999 };
         match running.group(0, group, ask) {
             Reply::Group(reply) => match *reply {
-                GroupReply::Page { page, .. } => page.truncated,
+                GroupReply::Page { page, next } => {
+                    assert!(next >= page.floor || !page.truncated || page.floor == 0, "it is told once: {page:?}");
+                    page.truncated
+                }
                 other => panic!("{other:?}"),
             },
             other => panic!("{other:?}"),
@@ -242,22 +245,38 @@ fn who_has_seen_more_than_the_log_has_ever_had_is_told_of_a_gap() {
     };
     let (first, last) = (say(1), say(2));
     let now_ms = running.clock_ms.load(Ordering::Relaxed);
-    assert_eq!([0, first, last].map(|after| is_truncated(after, 0)), [false; 3]);
-    assert!(!is_truncated(0, now_ms + 60_000), "nobody has seen what comes later");
+    assert_eq!([0, first, last].map(|after| is_truncated(&running, after, 0)), [false; 3]);
+    assert!(!is_truncated(&running, 0, now_ms + 60_000), "nobody has seen what comes later");
     // What is not stored has a position, too, and one behind the last where its home's clock is late.
     for stamp in [last + 100, 1] {
         let admitted = running.group(0, group, GroupAsk::Admit { from: user, stamp });
         assert_eq!(admitted, Reply::Group(Box::new(GroupReply::Admitted { members: 1 })));
     }
-    assert_eq!([100, 101, 102].map(|behind| is_truncated(last + behind, 0)), [false, false, true]);
+    let passed = last + 101;
+    assert_eq!([100, 101, 102].map(|behind| is_truncated(&running, last + behind, 0)), [false, false, true]);
     // A replica that had not got the last message has taken over.
     let key = format!("tl:g:{{{group}}}");
     let master = redis.master_of_slot(redis.slot_of(&key));
     let back = format!("{}-{}", first >> 20, first & 0xF_FFFF);
     redis.ask(master, &["HSET", &key, "last", &back, "u", &back]).unwrap();
     redis.ask(master, &["DEL", &format!("tl:gl:{{{group}}}")]).unwrap();
-    assert_eq!([first, last].map(|after| is_truncated(after, 0)), [false, true]);
-    assert!(say(3) > first && !is_truncated(first, 0));
+    // A node that has not been told of it knows what who asks says; the one that has stored it knows better, and says
+    // so with whatever it asks.
+    let stranger = Running::start(&redis, limits(), None);
+    let all = |running| [first, last, passed].map(|after| is_truncated(running, after, 0));
+    assert_eq!(all(&stranger), [false, true, true]);
+    assert_eq!((all(&running), all(&stranger)), ([true, false, false], [true, false, false]));
+    // Who has not got what is lost is told that, whatever comes behind it.
+    assert!(say(3) > last);
+    assert_eq!(all(&stranger), [true, false, false]);
+
+    // A group of an earlier version, which noted nothing of what it has passed on: its settings change.
+    let now_ms = running.clock_ms.fetch_add(1_000, Ordering::Relaxed) + 1_000;
+    redis.ask(master, &["HDEL", &key, "u"]).unwrap();
+    let put = running.group(0, group, GroupAsk::Put { settings: GroupSettings::default() });
+    assert!(matches!(put, Reply::Group(_)));
+    assert!(!is_truncated(&stranger, stamp_at(now_ms) - 1, 0));
+    assert!(stranger.store.unwrap().stop());
     assert!(running.store.unwrap().stop());
 }
 
@@ -343,6 +362,9 @@ fn groups_are_exported_and_imported_with_what_those_have_said_who_have_left() {
         assert_eq!(read(&running, copy), read(&running, group), "floor and end of the log are the same");
         let imported = tool.import(&mut renamed.as_bytes()).await.unwrap();
         assert_eq!((imported.groups, imported.members), (0, 0), "what is there stays");
+        // More than are looked through for one that is sent again.
+        assert_eq!((imported.group_messages, imported.duplicates), (0, messages));
+        assert_eq!(read(&running, copy), read(&running, group));
     });
     assert!(running.groups_of(97_001).contains(&copy) && !running.groups_of(97_003).contains(&copy));
 }

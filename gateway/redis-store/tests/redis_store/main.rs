@@ -1,6 +1,8 @@
 //! The store in a real Redis Cluster: it answers like the one in memory, and says what it cannot promise.
 
+mod again;
 mod groups;
+mod imports;
 
 #[path = "../../../../router/tests/router/support/redis_cluster.rs"]
 mod redis_cluster;

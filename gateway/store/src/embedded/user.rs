@@ -6,7 +6,7 @@ use crate::jobs::Recent;
 use crate::limits::Amount;
 use crate::state::State;
 use crate::table::{Range, Seen, Table};
-use crate::{Inbox, Opened, Page, Refusal, Reply, Stats, stamp_at};
+use crate::{Inbox, Opened, Page, Record, Refusal, Reply, Stats, stamp_at};
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -129,9 +129,26 @@ impl Embedded {
         at.state.floor.max(at.state.gap).max(self.gap)
     }
 
-    /// The stamp of a message if it is among the last of the log.
-    pub(super) fn find(&mut self, user: u64, from: u64, id: u64) -> io::Result<Option<u64>> {
-        let at = self.locate(user)?;
+    /// The stamp of a message, above `after`, if it is at the position that it asks for, or among the last of the log.
+    pub(super) fn find(&mut self, user: u64, record: &Record, after: u64) -> io::Result<Option<u64>> {
+        let mut at = self.locate(user)?;
+        let wanted = (record.stamp, record.from, record.id);
+        if record.stamp > after && record.stamp <= at.totals.last {
+            let mut is_there = false;
+            self.visit(user, &mut at, record.stamp - 1, |seen| {
+                is_there = (seen.stamp, seen.from, seen.id) == wanted;
+                ControlFlow::Break(())
+            })?;
+            if is_there {
+                return Ok(Some(record.stamp));
+            }
+        }
+        let found = self.find_among_last(user, &at, record)?;
+        Ok(found.filter(|stamp| *stamp > after))
+    }
+
+    fn find_among_last(&self, user: u64, at: &Located, record: &Record) -> io::Result<Option<u64>> {
+        let (from, id) = (record.from, record.id);
         let mut left = self.limits.retry_window as usize;
         let frozen = self.frozen.as_ref().and_then(|frozen| frozen.recents.get(&user));
         for recent in [self.recents.get(&user), frozen].into_iter().flatten() {
