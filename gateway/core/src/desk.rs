@@ -81,8 +81,9 @@ pub(crate) enum Asked {
     Sync { conn: ConnId, aux: u16, after: u64 },
     /// Something about a group.
     Group(GroupAsked),
-    /// A question of the control thread. `forgets`: the number of the device that is forgotten with it, 0 all of them.
-    Control { user: u64, forgets: Option<u16>, answer: oneshot::Sender<Reply> },
+    /// A question of the control thread. `forgets`: number and epoch of the device that is forgotten with it, number 0
+    /// all of them.
+    Control { user: u64, forgets: Option<(u16, u32)>, answer: oneshot::Sender<Reply> },
 }
 
 impl Asked {

@@ -6,7 +6,7 @@
 -- KEYS[2]  hash: floor, last (stamps), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
 --          device), d:<name> (number, epoch, cursor, when it was seen), o:<name> (its epoch before its last LOGOUT, and
 --          the one since), l:<name> (number of that LOGOUT)
--- ARGV     now, messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
+-- ARGV     now (0: by the clock of this server), messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
 --          which a device is forgotten, devices, window of retries, time after which the keys end; then the requests
 --
 -- Answer: 1 if something was written; messages acknowledged, expired and dropped, devices forgotten, positions of
@@ -14,6 +14,11 @@
 
 local S, M = KEYS[1], KEYS[2]
 local now = tonumber(ARGV[1])
+if now == 0 then
+  -- What is too old is so by one clock for all gateways: a wrong one of theirs would empty inboxes.
+  local time = redis.call('TIME')
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
 local messages_max, bytes_max, drops = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
 local age_ms, unseen_ms, devices_max = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local window, ttl_ms = tonumber(ARGV[8]), ARGV[9]
@@ -31,7 +36,16 @@ local meta = {}
 local flat = redis.call('HGETALL', M)
 for i = 1, #flat, 2 do meta[flat[i]] = flat[i + 1] end
 
+-- At `maxmemory` Redis refuses the first write of a script if it may take memory, and none behind another write. What
+-- lets messages go is to work then, and the little that it writes: it begins with a write that takes nothing.
+local begun, no_memory = false, false
+local function begin_writing()
+  if not begun then redis.call('HDEL', M, '') end
+  begun = true
+end
+
 local function set(field, value)
+  begin_writing()
   meta[field] = value
   redis.call('HSET', M, field, value)
   wrote = 1
@@ -56,17 +70,41 @@ local function after(of)
   return stamp(ms, seq + 1)
 end
 
-if not meta.last then
-  -- The hash may be lost alone, by somebody's hand; ids of the stream never go back.
-  local newest = redis.call('XREVRANGE', S, '+', '-', 'COUNT', 1)[1]
-  meta.last = newest and newest[1] or '0-0'
-end
-meta.floor = meta.floor or '0-0'
-
 local function before(entry)
   local n, t = string.match(entry[2][4], '^(%d+) (%d+)$')
   return tonumber(n), tonumber(t)
 end
+
+meta.last, meta.floor = meta.last or '0-0', meta.floor or '0-0'
+if not meta.n then
+  -- The hash may be lost alone, by somebody's hand; ids of the stream never go back.
+  local newest = redis.call('XREVRANGE', S, '+', '-', 'COUNT', 1)[1]
+  if newest then
+    local n, t = before(newest)
+    meta.last = highest(meta.last, newest[1])
+    meta.n, meta.t = text(n + 1), text(t + #newest[2][2] - 17 + OVERHEAD)
+  end
+end
+
+meta.last = highest(meta.last, meta.floor)
+
+-- What adds asks first whether there is memory; and so does whoever looks whether writing works.
+for i = 10, #ARGV do
+  if ARGV[i] == 'append' or ARGV[i] == 'adopt' or ARGV[i] == 'claim' then
+    local answer = redis.pcall('HSETNX', M, 'last', meta.last)
+    if type(answer) == 'table' then
+      no_memory = string.find(answer.err, 'OOM', 1, true) ~= nil
+      if not no_memory or ARGV[i] == 'adopt' then return answer end
+    else
+      begun = true
+      if answer == 1 then wrote = 1 end
+    end
+    break
+  end
+end
+
+-- A stream that was emptied has its last position for a floor. One that was not is lost, and devices are told so.
+if above(meta.last, meta.floor) and redis.call('EXISTS', S) == 0 then set('floor', meta.last) end
 
 -- What came before the oldest message: false if there is none, nil if that was not looked up.
 local first_n, first_t
@@ -203,6 +241,7 @@ local function append(view, proposed, retry, message)
     end
   end
   if not claim(view) then return { 'stale' } end
+  if no_memory then return { 'oom' } end
   local bytes = #message - 17 + OVERHEAD
   local why, messages, held = full(bytes)
   if why then
@@ -320,6 +359,14 @@ local function cursor(number, epoch, upto)
   if seen(device) or moved then keep(device) end
 end
 
+local function list()
+  local list = {}
+  for i, device in ipairs(all_devices()) do
+    list[i] = { device.number, device.name, device.cursor, text(device.seen), device.epoch }
+  end
+  return { 'devices', list }
+end
+
 local answers = {}
 local at = 10
 local function word()
@@ -343,7 +390,8 @@ while at <= #ARGV do
     cursor(number, epoch, word())
     tidy()
   elseif what == 'claim' then
-    claim(tonumber(word()), true)
+    local view = tonumber(word())
+    if view == 0 and no_memory then answer = { 'oom' } else claim(view, true) end
   elseif what == 'logout' then
     local device, number = named(word()), word()
     if device and meta['l:' .. device.name] == number then
@@ -358,16 +406,13 @@ while at <= #ARGV do
     end
   elseif what == 'devices' then
     tidy()
-    local list = {}
-    for i, device in ipairs(all_devices()) do
-      list[i] = { device.number, device.name, device.cursor, text(device.seen), device.epoch }
-    end
-    answer = { 'devices', list }
+    answer = list()
   elseif what == 'forget' then
-    local _, place = numbered(tonumber(word()))
-    if place then forget(place) end
+    local device, place = numbered(tonumber(word()))
+    local epoch = word()
+    if device and is_of(device, epoch) then forget(place) end
     tidy()
-    answer = { 'done' }
+    answer = list()
   elseif what == 'delete' then
     truncate(meta.last)
     for place = #all_devices(), 1, -1 do forget(place) end
@@ -403,8 +448,12 @@ if appended then
   redis.call('HSET', M, 'last', meta.last, 'n', meta.n, 't', meta.t)
   wrote = 1
 end
+-- Nodes, and tools, may be told different ages: what one of them keeps longer is not cut short by another.
+local function outlive(key)
+  if redis.call('PTTL', key) < tonumber(ttl_ms) then redis.call('PEXPIRE', key, ttl_ms) end
+end
 if wrote == 1 then
-  redis.call('PEXPIRE', S, ttl_ms)
-  redis.call('PEXPIRE', M, ttl_ms)
+  outlive(S)
+  outlive(M)
 end
 return { wrote, acknowledged, expired, dropped, forgotten, stale, answers }

@@ -121,12 +121,14 @@ pub enum Request {
         /// Whose home.
         user: u64,
     },
-    /// Forget a device. Answered [`Reply::Done`], whether it was known or not.
+    /// Forget a device. Answered [`Reply::Devices`] with those that are left, whether it was known or not.
     Forget {
         /// Whose.
         user: u64,
         /// Its number.
         device: u16,
+        /// Its epoch: another device may have got the number.
+        device_epoch: u32,
         /// Comes back in the answer.
         token: u64,
     },
@@ -322,6 +324,8 @@ pub struct Opened {
 pub struct DeviceInfo {
     /// Its number.
     pub device: u16,
+    /// As [`Opened::device_epoch`].
+    pub device_epoch: u32,
     /// Its name.
     pub name: Box<str>,
     /// What it has everything up to.

@@ -349,10 +349,13 @@ impl Shard {
             Asked::Sync { conn, aux, after } => self.sync_page(conn, aux, after, reply),
             Asked::Group(asked) => self.group_answered(asked, reply),
             Asked::Control { user, forgets, answer } => {
-                if reply == Reply::Done
-                    && let Some(device) = forgets
-                {
-                    self.forgotten(user, device);
+                let left = match &reply {
+                    Reply::Done => Some(0),
+                    Reply::Devices(devices) => Some(devices.len()),
+                    _ => None,
+                };
+                if let (Some(device), Some(left)) = (forgets, left) {
+                    self.forgotten(user, device, left);
                 }
                 // Who asked may have gone.
                 let _ = answer.send(reply);

@@ -157,9 +157,9 @@ impl Shard {
     }
 
     /// Whether a device that the store does not know comes with what the store gave out to it: it was forgotten, or
-    /// lost with what Redis had.
+    /// lost with what Redis had. What came for it until then is not kept for it.
     pub(super) fn was_lost(&self, user: u64, known: bool, store_epoch: u64, resume: &[u8]) -> bool {
-        self.has_shared_store() && !known && ResumeToken::is_of(user, store_epoch, resume)
+        self.desk.is_some() && !known && ResumeToken::is_of(user, store_epoch, resume)
     }
 
     /// Asks where the device of a session stands, as its home. False if that cannot be asked now.

@@ -212,7 +212,7 @@ impl Embedded {
 
     /// Lets go what the user's devices have and what is too old, and forgets devices that stay away.
     pub(super) fn tidy(&mut self, user: u64, at: &mut Located) -> io::Result<()> {
-        let now_ms = self.now_ms();
+        let now_ms = self.aging_ms();
         let forgotten = at.state.forget_unseen(now_ms, &self.limits);
         Stats::add(&self.stats.devices_forgotten, forgotten);
         let mut changed = forgotten > 0;
@@ -273,8 +273,11 @@ impl Embedded {
         if login.registered {
             self.registered.insert(device);
         }
-        if login.registered || login.touched {
+        if login.registered || (login.touched && !self.has_too_many_changes()) {
             self.keep(user, &at);
+        } else if login.touched {
+            // It is seen again.
+            Stats::add(&self.stats.cursors_dropped, 1);
         }
         let cursor = login.opened.cursor;
         let passed = if cursor <= at.state.floor {
@@ -350,13 +353,13 @@ impl Embedded {
         })))
     }
 
-    pub(super) fn forget(&mut self, user: u64, device: u16) -> io::Result<Staged> {
+    pub(super) fn forget(&mut self, user: u64, device: (u16, u32)) -> io::Result<Staged> {
         let mut at = self.locate(user)?;
         if at.state.forget(device) {
             self.keep(user, &at);
             self.tidy(user, &mut at)?;
         }
-        Ok(Staged::Durable(Reply::Done))
+        Ok(Staged::Durable(Reply::Devices(at.state.devices())))
     }
 
     pub(super) fn delete(&mut self, user: u64) -> io::Result<Staged> {
