@@ -347,6 +347,12 @@ impl StoreWatch {
                 of(&self.stats.cursors_dropped),
             ),
             (
+                "trunkline_store_gaps_dropped_total",
+                StatType::Counter,
+                "Gaps that devices are not told of because they could not be noted for long.",
+                of(&self.stats.gaps_dropped),
+            ),
+            (
                 "trunkline_store_marks_dropped_total",
                 StatType::Counter,
                 "Read marks not noted because Redis had not taken them for long; what they are for counts as unread.",

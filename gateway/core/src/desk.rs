@@ -42,6 +42,8 @@ use trunkline_store::{Answer, Reply, Request};
 
 /// Pages of backlogs that a shard has asked for at a time; further devices wait. Each is at most half an outbox.
 pub const PAGES_MAX: usize = 64;
+/// Users of a shard whose devices are to be told that something was given up, while the store's mailbox has no room.
+const GAPS_MAX: usize = 4_096;
 /// What a device that is online takes: a user's place in a table that may be half empty, its reader, and what it
 /// usually owes.
 pub const READER_BYTES: u64 =
@@ -139,6 +141,9 @@ pub(crate) struct Desk {
     pub(crate) cursors: Redelivery,
     /// Users with a device that could not go on, and when it is tried again.
     pub(crate) retries: Redelivery,
+    /// Up to where something was given up that a registered device has not got, by user: what the store's mailbox had no
+    /// room for.
+    gaps: HashMap<u64, u64>,
     /// Connections whose SYNC is being answered.
     syncs: HashSet<ConnId>,
     pages: usize,
@@ -172,6 +177,7 @@ impl Desk {
             due: Redelivery::default(),
             cursors: Redelivery::default(),
             retries: Redelivery::default(),
+            gaps: HashMap::new(),
             syncs: HashSet::new(),
             pages: 0,
             pages_waiting: VecDeque::new(),
@@ -210,6 +216,35 @@ impl Desk {
     /// What was asked as that, if it is not answered.
     pub(crate) fn asked_mut(&mut self, token: u64) -> Option<&mut Asked> {
         self.asked.get_mut(&token)
+    }
+
+    /// Tells the store that a message was given up that a registered device has not got. False if there is no room for
+    /// that: the device is not told.
+    pub(crate) fn note_gap(&mut self, user: u64, stamp: u64) -> bool {
+        if let Some(known) = self.users.get_mut(&user) {
+            // Whoever has got it gets past it.
+            known.last = known.last.max(stamp);
+        }
+        if let Some(gap) = self.gaps.get_mut(&user) {
+            *gap = (*gap).max(stamp);
+            return true;
+        }
+        let is_sent = self.port.send(Request::Gap { user, stamp }).is_ok();
+        if !is_sent && self.gaps.len() < GAPS_MAX {
+            self.gaps.insert(user, stamp);
+            return true;
+        }
+        is_sent
+    }
+
+    /// Tells the store what its mailbox had no room for.
+    pub(crate) fn tell_gaps(&mut self) {
+        while let Some((user, stamp)) = self.gaps.iter().next().map(|(user, stamp)| (*user, *stamp)) {
+            if self.port.send(Request::Gap { user, stamp }).is_err() {
+                return;
+            }
+            self.gaps.remove(&user);
+        }
     }
 
     /// The next answer of the store.
@@ -283,6 +318,9 @@ impl Desk {
     /// Nothing is left of users who are gone.
     #[cfg(test)]
     pub(crate) fn assert_empty(&self, shard: u16) {
-        assert!(self.is_idle() && self.users.is_empty(), "shard {shard}: about the store: {self:?}");
+        assert!(
+            self.is_idle() && self.users.is_empty() && self.gaps.is_empty(),
+            "shard {shard}: about the store: {self:?}"
+        );
     }
 }

@@ -3,7 +3,7 @@
 -- KEYS[1]  stream: the messages. An id is a stamp: milliseconds, and a counter below 2^20.
 --          m  sender and id, 8 bytes each, flags, payload
 --          s  how many messages came before it, and their bytes: so an inbox is counted without being read
--- KEYS[2]  hash: floor, last (stamps), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
+-- KEYS[2]  hash: floor, last, g (stamps; up to g messages were given up), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
 --          device), d:<name> (number, epoch, cursor, when it was seen), o:<name> (its epoch before its last LOGOUT, and
 --          the one since), l:<name> (number of that LOGOUT)
 -- ARGV     now (0: by the clock of this server), messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
@@ -103,8 +103,11 @@ for i = 10, #ARGV do
   end
 end
 
+-- Messages up to there are gone, whoever has not got them.
+local function gone() return highest(meta.floor, meta.g or '0-0') end
+
 -- A stream that was emptied has its last position for a floor. One that was not is lost, and devices are told so.
-if above(meta.last, meta.floor) and redis.call('EXISTS', S) == 0 then set('floor', meta.last) end
+if above(meta.last, gone()) and redis.call('EXISTS', S) == 0 then set('floor', meta.last) end
 
 -- What came before the oldest message: false if there is none, nil if that was not looked up.
 local first_n, first_t
@@ -315,7 +318,7 @@ local function open(name, ephemeral, view)
     local n = before(behind)
     pending = tonumber(meta.n) - n
   end
-  return { 'opened', known, number, epoch, cursor, meta.floor, meta.last, pending, #all }
+  return { 'opened', known, number, epoch, cursor, gone(), meta.last, pending, #all }
 end
 
 local function read(number, epoch, from, limit, payload_max)
@@ -337,7 +340,7 @@ local function read(number, epoch, from, limit, payload_max)
     if complete == 0 or #entries < STEP then break end
     lower = '(' .. entries[#entries][1]
   end
-  return { 'page', meta.floor, meta.last, complete, above(meta.floor, from) and 1 or 0, records }
+  return { 'page', gone(), meta.last, complete, above(gone(), from) and 1 or 0, records }
 end
 
 -- What a device has told before its LOGOUT may come behind that, from another node. A node of an older version leaves
@@ -367,6 +370,21 @@ local function list()
   return { 'devices', list }
 end
 
+-- Messages up to a position were given up before they got here. The end of the log moves there, so that whoever has got
+-- them, or was told, gets past it.
+local function gap(upto)
+  local latest = stamp(now + AHEAD_MS, 0)
+  if above(upto, latest) then upto = latest end
+  if not above(upto, meta.g or '0-0') then return end
+  for _, device in ipairs(all_devices()) do
+    if above(upto, device.cursor) then
+      set('g', upto)
+      set('last', highest(meta.last, upto))
+      return
+    end
+  end
+end
+
 local answers = {}
 local at = 10
 local function word()
@@ -389,6 +407,8 @@ while at <= #ARGV do
     local number, epoch = tonumber(word()), word()
     cursor(number, epoch, word())
     tidy()
+  elseif what == 'gap' then
+    gap(word())
   elseif what == 'claim' then
     local view = tonumber(word())
     if view == 0 and no_memory then answer = { 'oom' } else claim(view, true) end
@@ -422,7 +442,7 @@ while at <= #ARGV do
     if view then claim(view, true) end
     tidy()
     local messages, bytes = holds()
-    answer = { 'inspected', messages, bytes, meta.floor, meta.last, #all_devices() }
+    answer = { 'inspected', messages, bytes, gone(), meta.last, #all_devices() }
   elseif what == 'adopt' then
     -- An import: the floor and the devices of another store, where there are none.
     local floor, count = word(), tonumber(word())

@@ -112,6 +112,7 @@ pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &
         Request::Seen { device, device_epoch, .. } => {
             args.extend(["cursor".into(), device.to_string().into(), device_epoch.to_string().into(), "0-0".into()]);
         }
+        Request::Gap { stamp, .. } => args.extend(["gap".into(), id(*stamp).into()]),
         Request::Claim { .. } => args.extend(["claim".into(), claim(true)]),
         Request::LogOut { device, number, .. } => {
             args.extend(["logout".into(), device_name(device).into(), number.to_string().into()]);

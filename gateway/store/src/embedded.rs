@@ -221,6 +221,12 @@ impl Embedded {
                 let _ = self.acknowledge(user, (device, device_epoch), 0);
                 return None;
             }
+            Request::Gap { user, stamp } => {
+                if self.has_too_many_changes() || self.note_gap(user, stamp).is_err() {
+                    Stats::add(&self.stats.gaps_dropped, 1);
+                }
+                return None;
+            }
             // This store is one node's own, whose shards remember LOGOUTs.
             Request::LogOut { .. } | Request::View { .. } | Request::Claim { .. } => return None,
             Request::Devices { user, .. } => self.devices(user),

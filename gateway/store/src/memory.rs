@@ -307,6 +307,17 @@ impl Memory {
                 self.cursor(user, (device, device_epoch), 0);
                 return None;
             }
+            Request::Gap { user, stamp } => {
+                let latest = if self.shared { believable_stamp(stamp, (self.clock)()) } else { stamp };
+                // What came before it counts first.
+                self.make_cursors_durable();
+                if let Some(found) = self.users.get_mut(&user)
+                    && found.state.note_gap(latest)
+                {
+                    found.last = found.last.max(latest);
+                }
+                return None;
+            }
             Request::LogOut { user, device, .. } => {
                 let now_ms = (self.clock)();
                 if let Some(found) = self.users.get_mut(&user) {

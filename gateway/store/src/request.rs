@@ -89,6 +89,15 @@ pub enum Request {
         /// As in [`Request::Cursor`].
         device_epoch: u32,
     },
+    /// Messages for a user up to this stamp were given up though a registered device has not got one of them: devices
+    /// with less than that are told `truncated`. Not answered; durable like a cursor, and kept in memory while the disk
+    /// does not work. Of no effect where no device is registered.
+    Gap {
+        /// Whose.
+        user: u64,
+        /// The position of the last that was given up. Later messages lie above it.
+        stamp: u64,
+    },
     /// The registered devices of a user. Answered [`Reply::Devices`].
     Devices {
         /// Whose.
@@ -169,6 +178,7 @@ impl Request {
             | Request::Read { user, .. }
             | Request::Cursor { user, .. }
             | Request::Seen { user, .. }
+            | Request::Gap { user, .. }
             | Request::Devices { user, .. }
             | Request::LogOut { user, .. }
             | Request::Claim { user }
@@ -193,6 +203,7 @@ impl Request {
             | Request::Inspect { token, .. } => Some(token),
             Request::Cursor { .. }
             | Request::Seen { .. }
+            | Request::Gap { .. }
             | Request::LogOut { .. }
             | Request::View { .. }
             | Request::Claim { .. } => None,

@@ -25,7 +25,7 @@ pub(crate) struct Device {
 pub(crate) struct State {
     /// No message up to this stamp is left.
     pub(crate) floor: u64,
-    /// Messages up to this stamp may have been lost to damage.
+    /// Messages up to this stamp may have been lost to damage, or were given up.
     pub(crate) gap: u64,
     pub(crate) devices: Vec<Device>,
 }
@@ -122,6 +122,15 @@ impl State {
         let moved = cursor != device.cursor;
         device.cursor = cursor;
         Some(device.seen(now_ms) || moved)
+    }
+
+    /// Messages up to a stamp were given up. False if that is no news to any device.
+    pub(crate) fn note_gap(&mut self, stamp: u64) -> bool {
+        let is_news = stamp > self.gap && self.devices.iter().any(|device| device.cursor < stamp);
+        if is_news {
+            self.gap = stamp;
+        }
+        is_news
     }
 
     /// A device has logged out: from now on it counts as registered anew, though it stands where it stood. Returns

@@ -35,6 +35,8 @@ pub struct Stats {
     pub devices_forgotten: AtomicU64,
     /// Cursors and signs of life dropped because no table could be written for long.
     pub cursors_dropped: AtomicU64,
+    /// Gaps that devices are not told of because no table could be written, or Redis not reached, for long.
+    pub gaps_dropped: AtomicU64,
     /// Read marks dropped because Redis had not got them for long.
     pub marks_dropped: AtomicU64,
     /// LOGOUTs dropped because Redis had not got them for long.

@@ -6,7 +6,7 @@
 //!
 //! Properties:
 //! 1. what counts as stored reaches every device that was registered when it was sent, or the device is told that
-//!    something is gone;
+//!    something is gone; without a crash, so does what counts as delivered;
 //! 2. a message that is sent once on a session is answered there once at most, and by the end once;
 //! 3. no cursor in the store passes a message that its device has not acknowledged;
 //! 4. of a backlog no more is unacknowledged at a time than LOGIN asked for, and it comes in order;
@@ -616,9 +616,7 @@ impl Run {
             assert!(session.synced || device.ephemeral, "the backlog of {device:?} does not end: {session:?}");
             assert!(session.owed.is_empty() && session.syncs.is_empty(), "{session:?}");
         }
-        let undisturbed = self.rig.crashed == 0 && self.rig.store.failures == 0;
-        let roomy = self.rig.limits.inbox_messages_max == 10_000 && self.ledger.outcomes()[3] == 0;
-        self.ledger.check_complete(undisturbed && roomy);
+        self.ledger.check_complete(self.rig.crashed == 0);
     }
 
     /// All go; nothing is left but what the store keeps.
@@ -862,6 +860,11 @@ fn memory_that_is_not_given_back_is_caught() {
 #[test]
 fn a_store_that_pulls_positions_back_to_a_clock_that_was_set_back_is_caught() {
     assert!(is_caught(Bug::PulledBack));
+}
+
+#[test]
+fn a_copy_that_is_given_up_in_silence_is_caught() {
+    assert!(is_caught(Bug::GapUntold));
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub(crate) enum Bug {
     CursorAhead,
     /// The store of one node gives messages positions near its clock, however far that was set back.
     PulledBack,
+    /// A device is not told of what was given up, and not stored, though another one has it.
+    GapUntold,
     /// A page of a backlog comes the wrong way round.
     BacklogUnordered,
     /// Of a backlog all comes, whatever is unacknowledged.

@@ -164,7 +164,8 @@ fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Requ
         },
         80..91 => Request::Cursor { user, device, device_epoch: 0, stamp },
         91 => Request::Seen { user, device, device_epoch: 0 },
-        92..94 => Request::Devices { user, token },
+        92 => Request::Gap { user, stamp },
+        93 => Request::Devices { user, token },
         94 => Request::Forget { user, device, device_epoch: 0, token },
         95 => {
             let device = format!("device {}", dice.random_range(0..5)).into();

@@ -107,6 +107,18 @@ impl Embedded {
         Ok(())
     }
 
+    /// Messages of a user, up to a stamp, were given up before they got here. The end of the log moves there, so that
+    /// whoever has got them, or was told, gets past it.
+    pub(super) fn note_gap(&mut self, user: u64, stamp: u64) -> io::Result<()> {
+        let mut at = self.locate(user)?;
+        if at.state.note_gap(stamp) {
+            at.totals.last = at.totals.last.max(stamp);
+            self.high = self.high.max(stamp);
+            self.keep(user, &at);
+        }
+        Ok(())
+    }
+
     /// A merge found damage.
     pub(super) fn damaged_in_merge(&mut self, user: u64, stamp: u64) -> io::Result<()> {
         let mut at = self.locate(user)?;
