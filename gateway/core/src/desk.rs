@@ -141,8 +141,8 @@ pub(crate) struct Desk {
     pub(crate) cursors: Redelivery,
     /// Users with a device that could not go on, and when it is tried again.
     pub(crate) retries: Redelivery,
-    /// Up to where something was given up that a registered device has not got, by user: what the store's mailbox had no
-    /// room for.
+    /// Up to where something was given up that a registered device has not got, by user: what the store's mailbox had
+    /// no room for.
     gaps: HashMap<u64, u64>,
     /// Connections whose SYNC is being answered.
     syncs: HashSet<ConnId>,

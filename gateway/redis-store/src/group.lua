@@ -7,8 +7,9 @@
 -- KEYS[3]  hash: members. User -> role, notify, muted until, read up to
 -- KEYS[4]  sorted set: the members by their ids, for pages
 -- KEYS[5]  sorted set: stamp and user of each read mark, for counts
--- ARGV     now (0: by the clock of this server), messages a log may have, age of a message, members at most, window of retries, time for which what is
---          left of a group that is gone is kept; then the requests. Users are 16 hexadecimal digits.
+-- ARGV     now (0: by the clock of this server), messages a log may have, age of a message, members at most, window of
+--          retries, time for which what is left of a group that is gone is kept; then the requests. Users are 16
+--          hexadecimal digits.
 --
 -- Answer: 1 if something was written; messages expired and dropped; an answer for each request.
 

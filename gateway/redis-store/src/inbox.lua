@@ -3,11 +3,12 @@
 -- KEYS[1]  stream: the messages. An id is a stamp: milliseconds, and a counter below 2^20.
 --          m  sender and id, 8 bytes each, flags, payload
 --          s  how many messages came before it, and their bytes: so an inbox is counted without being read
--- KEYS[2]  hash: floor, last, g (stamps; up to g messages were given up), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
---          device), d:<name> (number, epoch, cursor, when it was seen), o:<name> (its epoch before its last LOGOUT, and
---          the one since), l:<name> (number of that LOGOUT)
--- ARGV     now (0: by the clock of this server), messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
---          which a device is forgotten, devices, window of retries, time after which the keys end; then the requests
+-- KEYS[2]  hash: floor, last, g (stamps; up to g messages were given up), n and t (messages and their bytes so far),
+--          e (view of the home), p (last epoch of a device), d:<name> (number, epoch, cursor, when it was seen),
+--          o:<name> (its epoch before its last LOGOUT, and the one since), l:<name> (number of that LOGOUT)
+-- ARGV     now (0: by the clock of this server), messages and bytes an inbox may have, 1 to drop the oldest of a full
+--          one, age of a message, time after which a device is forgotten, devices, window of retries, time after which
+--          the keys end; then the requests
 --
 -- Answer: 1 if something was written; messages acknowledged, expired and dropped, devices forgotten, positions of
 -- devices that are not known; an answer for each request.

@@ -239,8 +239,8 @@ impl Work {
         tracing::info!("messages for users who are offline are kept in Redis: {}", promise(sync));
     }
 
-    /// Where nobody has said what is to be promised: once all masters have a replica, messages wait for one. That is not
-    /// given up when a replica is lost: a message is then refused, and not stored in one place only without a word.
+    /// Where nobody has said what is to be promised: once all masters have a replica, messages wait for one. That is
+    /// not given up when a replica is lost: a message is then refused, and not stored in one place only without a word.
     fn look_for_replicas(&mut self, fewest: u8) {
         if self.settings.sync.is_none() && self.sync == StoreSync::Master && self.epoch != 0 && fewest > 0 {
             self.set_sync(StoreSync::Replica);

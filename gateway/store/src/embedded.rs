@@ -156,9 +156,9 @@ impl Embedded {
         self.high
     }
 
-    /// From now on nothing gets old by a clock that runs ahead of the time that passes: somebody has set it wrongly, and
-    /// it would empty all inboxes and forget all devices. `uptime`: milliseconds since any time, never set, and going
-    /// on while the machine is suspended.
+    /// From now on nothing gets old by a clock that runs ahead of the time that passes: somebody has set it wrongly,
+    /// and it would empty all inboxes and forget all devices. `uptime`: milliseconds since any time, never set, and
+    /// going on while the machine is suspended.
     pub fn set_uptime(&mut self, uptime: Clock) {
         let (began_ms, began_wall_ms) = (uptime(), self.now_ms());
         self.uptime = Some(Uptime { clock: uptime, began_ms, began_wall_ms });

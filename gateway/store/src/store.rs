@@ -28,8 +28,8 @@ pub trait Store {
 
 /// How long a cursor may wait until it is durable, milliseconds.
 pub(crate) const CURSOR_DELAY_MS: u64 = 100;
-/// Where nodes share a store, a proposed stamp further ahead of the clock than this counts as being that far ahead: else
-/// the wrong clock of one node would push a log to the end of all stamps.
+/// Where nodes share a store, a proposed stamp further ahead of the clock than this counts as being that far ahead:
+/// else the wrong clock of one node would push a log to the end of all stamps.
 const STAMP_AHEAD_MS_MAX: u64 = 24 * 3_600 * 1_000;
 
 /// The stamp of a message: what was proposed, or one above the last. The store of one node gives what its own shards

@@ -303,8 +303,8 @@ impl Shard {
         self.tell_fate(origin, id, user, outcome, 0);
     }
 
-    /// A registered device does not get a message whose sender has been told of another one: the store is to tell it, or
-    /// the end of what it is reading. `queued`: who was given the message.
+    /// A registered device does not get a message whose sender has been told of another one: the store is to tell it,
+    /// or the end of what it is reading. `queued`: who was given the message.
     fn tell_gap(&mut self, user: u64, stamp: u64, queued: Seats) {
         let due = self.links.tick + ticks(CURSOR_MS);
         #[cfg(test)]

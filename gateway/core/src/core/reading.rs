@@ -526,8 +526,8 @@ impl Shard {
         }
     }
 
-    /// A device of a user, by its number and epoch, or all of them (number 0), is forgotten: nothing is kept for it from
-    /// now on. One that is online stays so. `left`: how many are registered now.
+    /// A device of a user, by its number and epoch, or all of them (number 0), is forgotten: nothing is kept for it
+    /// from now on. One that is online stays so. `left`: how many are registered now.
     pub(super) fn forgotten(&mut self, user: u64, device: (u16, u32), left: usize) {
         let Some(desk_of_user) = self.desk.as_mut().and_then(|desk| desk.users.get_mut(&user)) else { return };
         desk_of_user.readers.retain(|reader| device.0 != 0 && reader.device() != device);
