@@ -42,8 +42,10 @@ use trunkline_store::{Answer, Reply, Request};
 
 /// Pages of backlogs that a shard has asked for at a time; further devices wait. Each is at most half an outbox.
 pub const PAGES_MAX: usize = 64;
-/// Users of a shard whose devices are to be told that something was given up, while the store's mailbox has no room.
+/// Users of a shard of whom it is remembered that something was given up.
 const GAPS_MAX: usize = 4_096;
+/// For how many ticks of 100 ms, once the store was told: what it was asked before that is answered by then.
+const GAP_TICKS: u32 = 60;
 /// What a device that is online takes: a user's place in a table that may be half empty, its reader, and what it
 /// usually owes.
 pub const READER_BYTES: u64 =
@@ -120,6 +122,16 @@ impl UserDesk {
     }
 }
 
+/// Something that was given up, and is not in the log.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    stamp: u64,
+    /// When it was noted, or the store was told.
+    tick: u32,
+    /// The store is told; else its mailbox had no room.
+    is_sent: bool,
+}
+
 /// The store, seen from one shard.
 #[derive(Debug)]
 pub(crate) struct Desk {
@@ -141,9 +153,8 @@ pub(crate) struct Desk {
     pub(crate) cursors: Redelivery,
     /// Users with a device that could not go on, and when it is tried again.
     pub(crate) retries: Redelivery,
-    /// Up to where something was given up that a registered device has not got, by user: what the store's mailbox had
-    /// no room for.
-    gaps: HashMap<u64, u64>,
+    /// Up to where something was given up that a registered device has not got, by user.
+    gaps: HashMap<u64, Gap>,
     /// Connections whose SYNC is being answered.
     syncs: HashSet<ConnId>,
     pages: usize,
@@ -220,31 +231,38 @@ impl Desk {
 
     /// Tells the store that a message was given up that a registered device has not got. False if there is no room for
     /// that: the device is not told.
-    pub(crate) fn note_gap(&mut self, user: u64, stamp: u64) -> bool {
+    pub(crate) fn note_gap(&mut self, tick: u32, user: u64, stamp: u64) -> bool {
         if let Some(known) = self.users.get_mut(&user) {
             // Whoever has got it gets past it.
             known.last = known.last.max(stamp);
         }
-        if let Some(gap) = self.gaps.get_mut(&user) {
-            *gap = (*gap).max(stamp);
-            return true;
+        let known = self.gaps.get(&user).copied();
+        let waits = known.is_some_and(|gap| !gap.is_sent);
+        let is_sent = !waits && self.port.send(Request::Gap { user, stamp }).is_ok();
+        if known.is_none() && self.gaps.len() >= GAPS_MAX {
+            return is_sent;
         }
-        let is_sent = self.port.send(Request::Gap { user, stamp }).is_ok();
-        if !is_sent && self.gaps.len() < GAPS_MAX {
-            self.gaps.insert(user, stamp);
-            return true;
-        }
-        is_sent
+        let stamp = known.map_or(stamp, |gap| gap.stamp.max(stamp));
+        self.gaps.insert(user, Gap { stamp, tick, is_sent });
+        true
     }
 
-    /// Tells the store what its mailbox had no room for.
-    pub(crate) fn tell_gaps(&mut self) {
-        while let Some((user, stamp)) = self.gaps.iter().next().map(|(user, stamp)| (*user, *stamp)) {
-            if self.port.send(Request::Gap { user, stamp }).is_err() {
-                return;
+    /// Up to where something of a user was given up lately: the store may have been asked before it was told.
+    pub(crate) fn recent_gap(&self, user: u64) -> u64 {
+        self.gaps.get(&user).map_or(0, |gap| gap.stamp)
+    }
+
+    /// Tells the store of gaps for which its mailbox had no room, and forgets those that it knows.
+    pub(crate) fn tell_gaps(&mut self, tick: u32) {
+        let Desk { gaps, port, .. } = self;
+        let mut has_room = true;
+        gaps.retain(|user, gap| {
+            if !gap.is_sent && has_room {
+                has_room = port.send(Request::Gap { user: *user, stamp: gap.stamp }).is_ok();
+                (gap.is_sent, gap.tick) = (has_room, tick);
             }
-            self.gaps.remove(&user);
-        }
+            !gap.is_sent || tick < gap.tick + GAP_TICKS
+        });
     }
 
     /// The next answer of the store.
@@ -322,5 +340,45 @@ impl Desk {
             self.is_idle() && self.users.is_empty() && self.gaps.is_empty(),
             "shard {shard}: about the store: {self:?}"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use trunkline_store::StoreMail;
+
+    #[test]
+    fn the_store_is_told_of_gaps_when_its_mailbox_has_room_and_they_are_remembered_for_a_while() {
+        // One request has room.
+        let mail = StoreMail::new(1);
+        let (answers, stats) = (StoreAnswers::new(1), Arc::default());
+        let store =
+            ShardStore { mail: mail.clone(), answers, highest_stamp: 0, key: 1, stats, shared: false, groups: None };
+        let mut desk = Desk::new(store.port(0), 1, false);
+        let came = || {
+            let mut batch = Vec::new();
+            mail.take(&mut batch, 10, 10_000);
+            batch.into_iter().map(|(_, request)| request).collect::<Vec<_>>()
+        };
+        let gap = |user, stamp| Request::Gap { user, stamp };
+        assert!(desk.note_gap(1, 7, 5) && desk.note_gap(1, 8, 6));
+        desk.tell_gaps(2);
+        assert_eq!(came(), [gap(7, 5)]);
+        assert!(desk.note_gap(3, 8, 9));
+        desk.tell_gaps(4);
+        assert_eq!(came(), [gap(8, 9)], "the latest of a user, once");
+        assert_eq!([7, 8, 9].map(|user| desk.recent_gap(user)), [5, 9, 0]);
+        desk.tell_gaps(1 + GAP_TICKS);
+        assert_eq!([7, 8].map(|user| desk.recent_gap(user)), [0, 9]);
+        desk.tell_gaps(4 + GAP_TICKS);
+        assert!(came().is_empty() && desk.gaps.is_empty());
+        for user in 1..=GAPS_MAX as u64 {
+            assert!(desk.note_gap(100, user, 1));
+        }
+        assert!(!desk.note_gap(100, GAPS_MAX as u64 + 1, 1), "neither room there nor here");
+        assert!(desk.note_gap(100, 1, 2), "one that is known has its place");
+        assert_eq!(desk.gaps.len(), GAPS_MAX);
     }
 }

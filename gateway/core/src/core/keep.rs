@@ -306,14 +306,14 @@ impl Shard {
     /// A registered device does not get a message whose sender has been told of another one: the store is to tell it,
     /// or the end of what it is reading. `queued`: who was given the message.
     fn tell_gap(&mut self, user: u64, stamp: u64, queued: Seats) {
-        let due = self.links.tick + ticks(CURSOR_MS);
+        let tick = self.links.tick;
         #[cfg(test)]
         if crate::simulation::planted(crate::simulation::Bug::GapUntold) {
             return;
         }
         let Some(desk) = &mut self.desk else { return };
-        self.links.stats.limit_store_gaps.add(u64::from(!desk.note_gap(user, stamp)));
-        desk.cursors.note(user, due);
+        self.links.stats.limit_store_gaps.add(u64::from(!desk.note_gap(tick, user, stamp)));
+        desk.cursors.note(user, tick + ticks(CURSOR_MS));
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
         for reader in &mut desk_of_user.readers {
             if !queued.has(self.inboxes.seat(user, reader.session)) {
@@ -543,7 +543,7 @@ impl Shard {
             }
         }
         if let Some(desk) = &mut self.desk {
-            desk.tell_gaps();
+            desk.tell_gaps(tick);
         }
         while let Some(user) = self.desk.as_mut().and_then(|desk| desk.cursors.take_due(tick)) {
             self.tell_cursors(user);

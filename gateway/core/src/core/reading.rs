@@ -102,8 +102,9 @@ impl Shard {
 
     /// The store has said where a device stands, or that it cannot.
     pub(super) fn store_opened(&mut self, conn: ConnId, user: u64, reply: Reply) {
+        let gap = self.desk.as_ref().map_or(0, |desk| desk.recent_gap(user));
         let opened = match reply {
-            Reply::Opened(opened) => Some(opened),
+            Reply::Opened(opened) => Some(Opened { floor: opened.floor.max(gap), ..opened }),
             _ => None,
         };
         if let Some(opened) = &opened {

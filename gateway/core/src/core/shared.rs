@@ -176,7 +176,7 @@ impl Shard {
             self.stamps.follow(opened.last);
         }
         let Some(desk) = &mut self.desk else { return };
-        let shared = desk.shared;
+        let (shared, gap) = (desk.shared, desk.recent_gap(user));
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
         let Reply::Opened(opened) = reply else { return desk.retries.note(user, retry_tick) };
         desk_of_user.registered = Some(opened.devices);
@@ -193,7 +193,7 @@ impl Shard {
             reader.knows(last);
         }
         let device = (opened.device, opened.device_epoch);
-        reader.opened(device, opened.cursor, last, opened.known && opened.cursor < opened.floor);
+        reader.opened(device, opened.cursor, last, opened.known && opened.cursor < opened.floor.max(gap));
         self.go_on_with(user, session);
     }
 
