@@ -374,7 +374,7 @@ impl<'a> Session<'a> {
             if let Some(mut page) = over.recalled {
                 page.messages.retain(|message| self.state.recall.wants(message.stamp));
                 // Before they are passed on: one that is dropped once more is asked for again.
-                self.state.recall.page_over(page.next, page.complete);
+                self.state.recall.page_over(page.next, page.complete, sync_ok.last);
                 for message in page.messages {
                     if self.is_new(&message) {
                         self.state.tell(Event::Message(message));

@@ -76,8 +76,10 @@ pub fn store_limits(config: &StoreConfig, limits: &Limits) -> trunkline_store::L
 /// # Errors
 /// When the folder cannot be used, or another process has it; the message names it.
 pub fn open(data_dir: &Path, limits: trunkline_store::Limits) -> Result<Embedded, StartupError> {
-    Embedded::open(data_dir, limits, wall_clock())
-        .map_err(|error| StartupError::Store(data_dir.to_owned(), error.to_string()))
+    let mut store = Embedded::open(data_dir, limits, wall_clock())
+        .map_err(|error| StartupError::Store(data_dir.to_owned(), error.to_string()))?;
+    store.set_uptime(Arc::new(crate::clock::now_ms));
+    Ok(store)
 }
 
 fn wall_clock() -> Clock {
@@ -134,7 +136,8 @@ pub fn redis_settings(
         members_max: narrow(most.members_max),
         groups_per_user_max: narrow(most.per_user_max),
     };
-    Settings { redis: cluster.redis.clone(), sync, limits: store_limits(config, limits), groups, clock: wall_clock() }
+    let (limits, clock, time) = (store_limits(config, limits), wall_clock(), None);
+    Settings { redis: cluster.redis.clone(), sync, limits, groups, clock, time }
 }
 
 impl NodeStore {
@@ -249,12 +252,25 @@ impl StoreWatch {
                 Size(self.bytes_max).rounded()
             ));
         }
-        trouble.is_some().then(|| {
-            format!(
+        if self.stats.sync_is_makeshift.load(Ordering::Relaxed) {
+            return Some(
+                "a master of Redis had no replica when the store connected, so messages count as stored when the \
+                 master alone has them: give each master a replica, or set store_sync = master if that is meant"
+                    .to_owned(),
+            );
+        }
+        if trouble.is_some() {
+            return Some(format!(
                 "the store cannot write its tables{why}; when its memory is full, messages for users who are offline \
                  get SENT 3"
-            )
-        })
+            ));
+        }
+        let of_groups = self.groups.as_ref().and_then(|groups| groups.store.damage());
+        let damage = self.stats.damage().or(of_groups)?;
+        Some(format!(
+            "something that was stored is damaged ({damage}), and devices are told truncated; this is said until the \
+             next start"
+        ))
     }
 
     /// Writes its metrics.
@@ -267,6 +283,12 @@ impl StoreWatch {
                 StatType::Gauge,
                 "1 while the store can write.",
                 u64::from(self.stats.is_available()),
+            ),
+            (
+                "trunkline_store_clock_ahead_seconds",
+                StatType::Gauge,
+                "By how much the clock has run ahead since the start, where nothing in the store ages by that.",
+                of(&self.stats.clock_ahead_ms) / 1_000,
             ),
             (
                 "trunkline_store_mail_pending_bytes",
@@ -323,6 +345,12 @@ impl StoreWatch {
                 StatType::Counter,
                 "Positions of devices not noted because no table could be written for long; these get messages again.",
                 of(&self.stats.cursors_dropped),
+            ),
+            (
+                "trunkline_store_gaps_dropped_total",
+                StatType::Counter,
+                "Gaps that devices are not told of because they could not be noted for long.",
+                of(&self.stats.gaps_dropped),
             ),
             (
                 "trunkline_store_marks_dropped_total",
@@ -397,6 +425,17 @@ impl StoreWatch {
         }
         if let Some(groups) = &self.groups {
             write_groups(exposition, groups);
+        }
+        let sync = match of(&self.stats.sync) {
+            0 => None,
+            1 => Some("master"),
+            2 => Some("replica"),
+            _ => Some("aof"),
+        };
+        if let Some(sync) = sync {
+            let help = "1; what of Redis has a message before it counts as stored.";
+            exposition.name("trunkline_store_sync", StatType::Gauge, help);
+            exposition.sample(&[("sync", &sync)], 1);
         }
         exposition.name("trunkline_store_refused_total", StatType::Counter, "Requests refused, by why.");
         for refusal in Refusal::ALL {

@@ -115,10 +115,11 @@ pub enum Control {
     Store {
         /// User id.
         user: u64,
-        /// The device that is forgotten when it is done, by its number in the store; 0 is all of them.
-        forgets: Option<u16>,
+        /// The device that is forgotten when it is done, by its number in the store and its epoch there; number 0 is
+        /// all of them.
+        forgets: Option<(u16, u32)>,
         /// The request, once it has a token.
-        ask: fn(u64, u16, u64) -> Request,
+        ask: fn(u64, (u16, u32), u64) -> Request,
         /// Receives the store's answer; nothing when its mailbox has no room.
         answer: oneshot::Sender<Reply>,
     },

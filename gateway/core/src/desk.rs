@@ -42,6 +42,10 @@ use trunkline_store::{Answer, Reply, Request};
 
 /// Pages of backlogs that a shard has asked for at a time; further devices wait. Each is at most half an outbox.
 pub const PAGES_MAX: usize = 64;
+/// Users of a shard of whom it is remembered that something was given up.
+const GAPS_MAX: usize = 4_096;
+/// For how many ticks of 100 ms, once the store was told: what it was asked before that is answered by then.
+const GAP_TICKS: u32 = 60;
 /// What a device that is online takes: a user's place in a table that may be half empty, its reader, and what it
 /// usually owes.
 pub const READER_BYTES: u64 =
@@ -81,8 +85,9 @@ pub(crate) enum Asked {
     Sync { conn: ConnId, aux: u16, after: u64 },
     /// Something about a group.
     Group(GroupAsked),
-    /// A question of the control thread. `forgets`: the number of the device that is forgotten with it, 0 all of them.
-    Control { user: u64, forgets: Option<u16>, answer: oneshot::Sender<Reply> },
+    /// A question of the control thread. `forgets`: number and epoch of the device that is forgotten with it, number 0
+    /// all of them.
+    Control { user: u64, forgets: Option<(u16, u32)>, answer: oneshot::Sender<Reply> },
 }
 
 impl Asked {
@@ -117,6 +122,16 @@ impl UserDesk {
     }
 }
 
+/// Something that was given up, and is not in the log.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    stamp: u64,
+    /// When it was noted, or the store was told.
+    tick: u32,
+    /// The store is told; else its mailbox had no room.
+    is_sent: bool,
+}
+
 /// The store, seen from one shard.
 #[derive(Debug)]
 pub(crate) struct Desk {
@@ -138,6 +153,8 @@ pub(crate) struct Desk {
     pub(crate) cursors: Redelivery,
     /// Users with a device that could not go on, and when it is tried again.
     pub(crate) retries: Redelivery,
+    /// Up to where something was given up that a registered device has not got, by user.
+    gaps: HashMap<u64, Gap>,
     /// Connections whose SYNC is being answered.
     syncs: HashSet<ConnId>,
     pages: usize,
@@ -171,6 +188,7 @@ impl Desk {
             due: Redelivery::default(),
             cursors: Redelivery::default(),
             retries: Redelivery::default(),
+            gaps: HashMap::new(),
             syncs: HashSet::new(),
             pages: 0,
             pages_waiting: VecDeque::new(),
@@ -209,6 +227,42 @@ impl Desk {
     /// What was asked as that, if it is not answered.
     pub(crate) fn asked_mut(&mut self, token: u64) -> Option<&mut Asked> {
         self.asked.get_mut(&token)
+    }
+
+    /// Tells the store that a message was given up that a registered device has not got. False if there is no room for
+    /// that: the device is not told.
+    pub(crate) fn note_gap(&mut self, tick: u32, user: u64, stamp: u64) -> bool {
+        if let Some(known) = self.users.get_mut(&user) {
+            // Whoever has got it gets past it.
+            known.last = known.last.max(stamp);
+        }
+        let known = self.gaps.get(&user).copied();
+        let waits = known.is_some_and(|gap| !gap.is_sent);
+        let is_sent = !waits && self.port.send(Request::Gap { user, stamp }).is_ok();
+        if known.is_none() && self.gaps.len() >= GAPS_MAX {
+            return is_sent;
+        }
+        let stamp = known.map_or(stamp, |gap| gap.stamp.max(stamp));
+        self.gaps.insert(user, Gap { stamp, tick, is_sent });
+        true
+    }
+
+    /// Up to where something of a user was given up lately: the store may have been asked before it was told.
+    pub(crate) fn recent_gap(&self, user: u64) -> u64 {
+        self.gaps.get(&user).map_or(0, |gap| gap.stamp)
+    }
+
+    /// Tells the store of gaps for which its mailbox had no room, and forgets those that it knows.
+    pub(crate) fn tell_gaps(&mut self, tick: u32) {
+        let Desk { gaps, port, .. } = self;
+        let mut has_room = true;
+        gaps.retain(|user, gap| {
+            if !gap.is_sent && has_room {
+                has_room = port.send(Request::Gap { user: *user, stamp: gap.stamp }).is_ok();
+                (gap.is_sent, gap.tick) = (has_room, tick);
+            }
+            !gap.is_sent || tick < gap.tick + GAP_TICKS
+        });
     }
 
     /// The next answer of the store.
@@ -282,6 +336,49 @@ impl Desk {
     /// Nothing is left of users who are gone.
     #[cfg(test)]
     pub(crate) fn assert_empty(&self, shard: u16) {
-        assert!(self.is_idle() && self.users.is_empty(), "shard {shard}: about the store: {self:?}");
+        assert!(
+            self.is_idle() && self.users.is_empty() && self.gaps.is_empty(),
+            "shard {shard}: about the store: {self:?}"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use trunkline_store::StoreMail;
+
+    #[test]
+    fn the_store_is_told_of_gaps_when_its_mailbox_has_room_and_they_are_remembered_for_a_while() {
+        // One request has room.
+        let mail = StoreMail::new(1);
+        let (answers, stats) = (StoreAnswers::new(1), Arc::default());
+        let store =
+            ShardStore { mail: mail.clone(), answers, highest_stamp: 0, key: 1, stats, shared: false, groups: None };
+        let mut desk = Desk::new(store.port(0), 1, false);
+        let came = || {
+            let mut batch = Vec::new();
+            mail.take(&mut batch, 10, 10_000);
+            batch.into_iter().map(|(_, request)| request).collect::<Vec<_>>()
+        };
+        let gap = |user, stamp| Request::Gap { user, stamp };
+        assert!(desk.note_gap(1, 7, 5) && desk.note_gap(1, 8, 6));
+        desk.tell_gaps(2);
+        assert_eq!(came(), [gap(7, 5)]);
+        assert!(desk.note_gap(3, 8, 9));
+        desk.tell_gaps(4);
+        assert_eq!(came(), [gap(8, 9)], "the latest of a user, once");
+        assert_eq!([7, 8, 9].map(|user| desk.recent_gap(user)), [5, 9, 0]);
+        desk.tell_gaps(1 + GAP_TICKS);
+        assert_eq!([7, 8].map(|user| desk.recent_gap(user)), [0, 9]);
+        desk.tell_gaps(4 + GAP_TICKS);
+        assert!(came().is_empty() && desk.gaps.is_empty());
+        for user in 1..=GAPS_MAX as u64 {
+            assert!(desk.note_gap(100, user, 1));
+        }
+        assert!(!desk.note_gap(100, GAPS_MAX as u64 + 1, 1), "neither room there nor here");
+        assert!(desk.note_gap(100, 1, 2), "one that is known has its place");
+        assert_eq!(desk.gaps.len(), GAPS_MAX);
     }
 }

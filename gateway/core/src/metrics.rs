@@ -389,6 +389,7 @@ shard_stats! {
     limit_store_mail: Counter "trunkline_limit_hits_total" "limit=\"store_mail_bytes\"" "How often each limit was hit.";
     limit_store_bytes: Counter "trunkline_limit_hits_total" "limit=\"store_bytes\"" "How often each limit was hit.";
     limit_store_answer: Counter "trunkline_limit_hits_total" "limit=\"store_answer_time\"" "How often each limit was hit.";
+    limit_store_gaps: Counter "trunkline_limit_hits_total" "limit=\"store_gaps\"" "How often each limit was hit.";
     limit_store_users: Counter "trunkline_limit_hits_total" "limit=\"store_users\"" "How often each limit was hit.";
     limit_log_looks: Counter "trunkline_limit_hits_total" "limit=\"log_looks\"" "How often each limit was hit.";
     limit_syncs: Counter "trunkline_limit_hits_total" "limit=\"syncs\"" "How often each limit was hit.";

@@ -9,14 +9,20 @@
 -- KEYS[3]  hash: members. User -> role, notify, muted until, read up to
 -- KEYS[4]  sorted set: the members by their ids, for pages
 -- KEYS[5]  sorted set: stamp and user of each read mark, for counts
--- ARGV     now, messages a log may have, age of a message, members at most, window of retries, time for which what is
---          left of a group that is gone is kept; then the requests. Users are 16 hexadecimal digits.
+-- ARGV     now (0: by the clock of this server), messages a log may have, age of a message, members at most, window of
+--          retries, time for which what is left of a group that is gone is kept; then the requests. Users are 16
+--          hexadecimal digits.
 --
 -- Answer: 1 if something was written; messages expired and dropped; an answer for each request; the last position that
 -- was given to what is not stored.
 
 local G, S, M, I, R = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now = tonumber(ARGV[1])
+if now == 0 then
+  -- What is too old is so by one clock for all gateways: a wrong one of theirs would empty logs.
+  local time = redis.call('TIME')
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
 local messages_max, age_ms = tonumber(ARGV[2]), tonumber(ARGV[3])
 local members_max, window, gone_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 
@@ -31,7 +37,16 @@ local meta = {}
 local flat = redis.call('HGETALL', G)
 for i = 1, #flat, 2 do meta[flat[i]] = flat[i + 1] end
 
+-- At `maxmemory` Redis refuses the first write of a script if it may take memory, and none behind another write. What
+-- lets messages go is to work then, and the little that it writes: it begins with a write that takes nothing.
+local begun, no_memory = false, false
+local function begin_writing()
+  if not begun then redis.call('HDEL', G, '') end
+  begun = true
+end
+
 local function set(field, value)
+  begin_writing()
   meta[field] = value
   redis.call('HSET', G, field, value)
   wrote = 1
@@ -67,6 +82,25 @@ if not meta.last then
   meta.last = newest and newest[1] or '0-0'
 end
 meta.floor = meta.floor or '0-0'
+
+-- What adds asks first whether there is memory; and so does whoever looks whether writing works.
+local ADDS = { append = true, import = true, join = true, put = true, claim = true }
+for i = 7, #ARGV do
+  if ADDS[ARGV[i]] then
+    -- Nothing comes of it: the name of a member is longer.
+    local answer = redis.pcall('ZADD', I, 'XX', 0, '-')
+    if type(answer) == 'table' then
+      no_memory = string.find(answer.err, 'OOM', 1, true) ~= nil
+      if not no_memory then return answer end
+    else
+      begun = true
+    end
+    break
+  end
+end
+
+-- A stream that was emptied has its last position for a floor. One that was not is lost, and members are told so.
+if meta.s and above(meta.last, meta.floor) and redis.call('EXISTS', S) == 0 then set('floor', meta.last) end
 
 local settings
 local function read_settings()
@@ -136,6 +170,7 @@ local function member(user)
   return { role = role, notify = notify, muted = muted, read = read }
 end
 local function keep(user, of)
+  begin_writing()
   redis.call('HSET', M, user, table.concat({ of.role, of.notify, of.muted, of.read }, ' '))
   wrote = 1
 end
@@ -182,6 +217,7 @@ local function append(view, proposed, retry, user, message)
   local found = retry ~= '' and find(proposed, retry, message)
   if found then return known(found) end
   if not claim(view) then return { 'stale' } end
+  if no_memory then return { 'oom' } end
   if redis.call('XLEN', S) >= messages_max then
     tidy()
     local left = redis.call('XLEN', S)
@@ -251,6 +287,7 @@ local function admit(user, proposed)
   if settings then
     passed = highest(proposed, after(highest(meta.last, meta.u or stamp(now, 0))))
     meta.u = passed
+    begin_writing()
     redis.call('HSET', G, 'u', passed)
   end
   return { 'admitted', redis.call('HLEN', M) }
@@ -267,6 +304,7 @@ local function learn(stored, passed_on)
   end
   if above(passed_on, meta.u or stamp(now, 0)) then
     meta.u = passed_on
+    begin_writing()
     redis.call('HSET', G, 'u', passed_on)
   end
 end
@@ -283,6 +321,7 @@ local function join(view, user, words, added, create)
   if settings and settings.max > 0 and settings.max < most then most = settings.max end
   if redis.call('HLEN', M) >= most then return { 'denied', 'full' } end
   if not claim(view) then return { 'stale' } end
+  if no_memory then return { 'oom' } end
   if not settings then begin('0 0 0 0') end
   redis.call('HSET', M, user, words .. ' 0-0')
   redis.call('ZADD', I, 0, user)
@@ -354,6 +393,7 @@ local function mark(user, upto)
   if above(upto, last()) then upto = last() end
   -- One that is told again is written again, so that replicas are asked for it: they may not have had it.
   if upto == '0-0' or above(of.read, upto) then return end
+  begin_writing()
   redis.call('ZREM', R, digits(of.read) .. user)
   of.read = upto
   keep(user, of)
@@ -413,15 +453,24 @@ while at <= #ARGV do
       answer = { 'member', of.role, of.notify, of.muted }
     end
   elseif what == 'put' then
-    local created = settings and 0 or 1
-    begin(word())
-    answer = info('put', created)
+    local created, words = settings and 0 or 1, word()
+    if no_memory then
+      answer = { 'oom' }
+    else
+      begin(words)
+      answer = info('put', created)
+    end
   elseif what == 'delete' then
     answer = delete(tonumber(word()))
   elseif what == 'get' then
     answer = settings and info('info', 0) or { 'denied', 'no_group' }
   elseif what == 'claim' then
-    answer = claim(tonumber(word()), true) and { 'claimed', last() } or { 'stale' }
+    local view = tonumber(word())
+    if view == 0 and no_memory then
+      answer = { 'oom' }
+    else
+      answer = claim(view, true) and { 'claimed', last() } or { 'stale' }
+    end
   elseif what == 'members' then
     local from, limit = word(), tonumber(word())
     if settings then

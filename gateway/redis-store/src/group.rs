@@ -18,6 +18,9 @@ pub(crate) const OF_USER_SOURCE: &str = include_str!("of_user.lua");
 /// was in it may go on without asking.
 const GONE_MS: u64 = 30 * 24 * 3_600 * 1_000;
 
+/// Redis takes no time that is far beyond its own.
+const GONE_MS_MAX: u64 = 100 * 365 * 24 * 3_600 * 1_000;
+
 /// The keys of a group: one hash slot.
 pub(crate) fn keys(group: u64) -> [String; 5] {
     ["g", "gl", "gm", "gi", "gr"].map(|kind| format!("tl:{kind}:{{{group}}}"))
@@ -46,7 +49,7 @@ fn role_number(role: Role) -> u64 {
     }
 }
 
-/// What every call begins with.
+/// What every call begins with. `now_ms`: 0 for the time of the server.
 pub(crate) fn preamble(limits: &Limits, bounds: &GroupBounds, now_ms: u64) -> Vec<Value> {
     let (messages_max, members_max) = (bounds.messages_max.max(1), bounds.members_max);
     let words = [
@@ -55,7 +58,8 @@ pub(crate) fn preamble(limits: &Limits, bounds: &GroupBounds, now_ms: u64) -> Ve
         bounds.age_ms_max,
         members_max.into(),
         limits.retry_window.into(),
-        GONE_MS.max(bounds.age_ms_max),
+        // A tool has messages of any age.
+        GONE_MS.max(bounds.age_ms_max).min(GONE_MS_MAX),
     ];
     words.map(|word| word.to_string().into()).into()
 }
@@ -196,6 +200,7 @@ fn reply(answer: Value, group: u64, now_ms: u64) -> Option<Option<Reply>> {
     let reply = match kind.as_str() {
         "none" => return Some(None),
         "stale" => return Some(Some(Reply::Refused(Refusal::Stale))),
+        "oom" => return Some(Some(Reply::Refused(Refusal::StoreFull))),
         "denied" => GroupReply::Denied(denial(&next()?.as_string()?)?),
         "stored" => {
             GroupReply::Stored { stamp: position(next()?)?, duplicate: word(next()?)? == 1, members: small(next()?)? }

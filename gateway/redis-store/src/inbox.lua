@@ -3,18 +3,24 @@
 -- KEYS[1]  stream: the messages. An id is a stamp: milliseconds, and a counter below 2^20.
 --          m  sender and id, 8 bytes each, flags, payload
 --          s  how many messages came before it, and their bytes: so an inbox is counted without being read
--- KEYS[2]  hash: floor, last (stamps), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
---          device), d:<name> (number, epoch, cursor, when it was seen), o:<name> (its epoch before its last LOGOUT, and
---          the one since), l:<name> (number of that LOGOUT), i (parts of exports that were imported, the latest first,
---          each with the position there up to which all of it came)
--- ARGV     now, messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
---          which a device is forgotten, devices, window of retries, time after which the keys end; then the requests
+-- KEYS[2]  hash: floor, last, g (stamps; up to g messages were given up), n and t (messages and their bytes so far),
+--          e (view of the home), p (last epoch of a device), d:<name> (number, epoch, cursor, when it was seen),
+--          o:<name> (its epoch before its last LOGOUT, and the one since), l:<name> (number of that LOGOUT), i (parts of
+--          exports that were imported, the latest first, each with the position there up to which all of it came)
+-- ARGV     now (0: by the clock of this server), messages and bytes an inbox may have, 1 to drop the oldest of a full
+--          one, age of a message, time after which a device is forgotten, devices, window of retries, time after which
+--          the keys end; then the requests
 --
 -- Answer: 1 if something was written; messages acknowledged, expired and dropped, devices forgotten, positions of
 -- devices that are not known; an answer for each request.
 
 local S, M = KEYS[1], KEYS[2]
 local now = tonumber(ARGV[1])
+if now == 0 then
+  -- What is too old is so by one clock for all gateways: a wrong one of theirs would empty inboxes.
+  local time = redis.call('TIME')
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
 local messages_max, bytes_max, drops = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
 local age_ms, unseen_ms, devices_max = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local window, ttl_ms = tonumber(ARGV[8]), ARGV[9]
@@ -32,7 +38,16 @@ local meta = {}
 local flat = redis.call('HGETALL', M)
 for i = 1, #flat, 2 do meta[flat[i]] = flat[i + 1] end
 
+-- At `maxmemory` Redis refuses the first write of a script if it may take memory, and none behind another write. What
+-- lets messages go is to work then, and the little that it writes: it begins with a write that takes nothing.
+local begun, no_memory = false, false
+local function begin_writing()
+  if not begun then redis.call('HDEL', M, '') end
+  begun = true
+end
+
 local function set(field, value)
+  begin_writing()
   meta[field] = value
   redis.call('HSET', M, field, value)
   wrote = 1
@@ -60,17 +75,44 @@ local function after(of)
   return stamp(ms, seq + 1)
 end
 
-if not meta.last then
-  -- The hash may be lost alone, by somebody's hand; ids of the stream never go back.
-  local newest = redis.call('XREVRANGE', S, '+', '-', 'COUNT', 1)[1]
-  meta.last = newest and newest[1] or '0-0'
-end
-meta.floor = meta.floor or '0-0'
-
 local function before(entry)
   local n, t = string.match(entry[2][4], '^(%d+) (%d+)$')
   return tonumber(n), tonumber(t)
 end
+
+meta.last, meta.floor = meta.last or '0-0', meta.floor or '0-0'
+if not meta.n then
+  -- The hash may be lost alone, by somebody's hand; ids of the stream never go back.
+  local newest = redis.call('XREVRANGE', S, '+', '-', 'COUNT', 1)[1]
+  if newest then
+    local n, t = before(newest)
+    meta.last = highest(meta.last, newest[1])
+    meta.n, meta.t = text(n + 1), text(t + #newest[2][2] - 17 + OVERHEAD)
+  end
+end
+
+meta.last = highest(meta.last, meta.floor)
+
+-- What adds asks first whether there is memory; and so does whoever looks whether writing works.
+for i = 10, #ARGV do
+  if ARGV[i] == 'append' or ARGV[i] == 'adopt' or ARGV[i] == 'claim' then
+    local answer = redis.pcall('HSETNX', M, 'last', meta.last)
+    if type(answer) == 'table' then
+      no_memory = string.find(answer.err, 'OOM', 1, true) ~= nil
+      if not no_memory or ARGV[i] == 'adopt' then return answer end
+    else
+      begun = true
+      if answer == 1 then wrote = 1 end
+    end
+    break
+  end
+end
+
+-- Messages up to there are gone, whoever has not got them.
+local function gone() return highest(meta.floor, meta.g or '0-0') end
+
+-- A stream that was emptied has its last position for a floor. One that was not is lost, and devices are told so.
+if above(meta.last, gone()) and redis.call('EXISTS', S) == 0 then set('floor', meta.last) end
 
 -- What came before the oldest message: false if there is none, nil if that was not looked up.
 local first_n, first_t
@@ -219,6 +261,7 @@ local function append(view, proposed, retry, message)
   local found = retry ~= '' and find(proposed, retry, message)
   if found then return known(found) end
   if not claim(view) then return { 'stale' } end
+  if no_memory then return { 'oom' } end
   local bytes = #message - 17 + OVERHEAD
   local why, messages, held = full(bytes)
   if why then
@@ -324,7 +367,7 @@ local function open(name, ephemeral, view)
     local n = before(behind)
     pending = tonumber(meta.n) - n
   end
-  return { 'opened', known, number, epoch, cursor, meta.floor, meta.last, pending, #all }
+  return { 'opened', known, number, epoch, cursor, gone(), meta.last, pending, #all }
 end
 
 local function read(number, epoch, from, limit, payload_max)
@@ -346,7 +389,7 @@ local function read(number, epoch, from, limit, payload_max)
     if complete == 0 or #entries < STEP then break end
     lower = '(' .. entries[#entries][1]
   end
-  return { 'page', meta.floor, meta.last, complete, above(meta.floor, from) and 1 or 0, records }
+  return { 'page', gone(), meta.last, complete, above(gone(), from) and 1 or 0, records }
 end
 
 -- What a device has told before its LOGOUT may come behind that, from another node. A node of an older version leaves
@@ -367,6 +410,29 @@ local function cursor(number, epoch, upto)
   local counts = upto ~= '0-0' and not above(device.cursor, upto)
   if counts then device.cursor = upto end
   if seen(device) or counts then keep(device) end
+end
+
+local function list()
+  local list = {}
+  for i, device in ipairs(all_devices()) do
+    list[i] = { device.number, device.name, device.cursor, text(device.seen), device.epoch }
+  end
+  return { 'devices', list }
+end
+
+-- Messages up to a position were given up before they got here. The end of the log moves there, so that whoever has got
+-- them, or was told, gets past it.
+local function gap(upto)
+  local latest = stamp(now + AHEAD_MS, 0)
+  if above(upto, latest) then upto = latest end
+  if not above(upto, meta.g or '0-0') then return end
+  for _, device in ipairs(all_devices()) do
+    if above(upto, device.cursor) then
+      set('g', upto)
+      set('last', highest(meta.last, upto))
+      return
+    end
+  end
 end
 
 local answers = {}
@@ -394,8 +460,11 @@ while at <= #ARGV do
     local number, epoch = tonumber(word()), word()
     cursor(number, epoch, word())
     tidy()
+  elseif what == 'gap' then
+    gap(word())
   elseif what == 'claim' then
-    claim(tonumber(word()), true)
+    local view = tonumber(word())
+    if view == 0 and no_memory then answer = { 'oom' } else claim(view, true) end
   elseif what == 'logout' then
     local device, number = named(word()), word()
     if device and meta['l:' .. device.name] == number then
@@ -410,16 +479,13 @@ while at <= #ARGV do
     end
   elseif what == 'devices' then
     tidy()
-    local list = {}
-    for i, device in ipairs(all_devices()) do
-      list[i] = { device.number, device.name, device.cursor, text(device.seen), device.epoch }
-    end
-    answer = { 'devices', list }
+    answer = list()
   elseif what == 'forget' then
-    local _, place = numbered(tonumber(word()))
-    if place then forget(place) end
+    local device, place = numbered(tonumber(word()))
+    local epoch = word()
+    if device and is_of(device, epoch) then forget(place) end
     tidy()
-    answer = { 'done' }
+    answer = list()
   elseif what == 'delete' then
     truncate(meta.last)
     for place = #all_devices(), 1, -1 do forget(place) end
@@ -432,7 +498,7 @@ while at <= #ARGV do
     if view then claim(view, true) end
     tidy()
     local messages, bytes = holds()
-    answer = { 'inspected', messages, bytes, meta.floor, meta.last, #all_devices() }
+    answer = { 'inspected', messages, bytes, gone(), meta.last, #all_devices() }
   elseif what == 'adopt' then
     -- An import: the floor and the devices of another store, where there are none.
     local floor, count = word(), tonumber(word())
@@ -459,8 +525,12 @@ if appended then
   redis.call('HSET', M, 'last', meta.last, 'n', meta.n, 't', meta.t)
   wrote = 1
 end
+-- Nodes, and tools, may be told different ages: what one of them keeps longer is not cut short by another.
+local function outlive(key)
+  if redis.call('PTTL', key) < tonumber(ttl_ms) then redis.call('PEXPIRE', key, ttl_ms) end
+end
 if wrote == 1 then
-  redis.call('PEXPIRE', S, ttl_ms)
-  redis.call('PEXPIRE', M, ttl_ms)
+  outlive(S)
+  outlive(M)
 end
 return { wrote, acknowledged, expired, dropped, forgotten, stale, answers }

@@ -24,6 +24,7 @@ pub(crate) struct Road {
     pub(crate) limits: Limits,
     pub(crate) bounds: GroupBounds,
     pub(crate) clock: Clock,
+    pub(crate) time: Option<Clock>,
 }
 
 /// Why it ended early.
@@ -50,12 +51,18 @@ impl Road {
             limits: settings.limits.clone(),
             bounds: settings.groups,
             clock: settings.clock.clone(),
+            time: settings.time.clone(),
         }
+    }
+
+    /// The time as scripts are told it: 0 if they are to look themselves.
+    fn time_ms(&self) -> u64 {
+        self.time.as_ref().map_or(0, |time| time())
     }
 
     /// A call about a group: each request with the view of who asks.
     pub(crate) fn group_call<'a>(&self, group: u64, asks: impl Iterator<Item = (u64, &'a GroupAsk)>) -> Call {
-        let mut args = group::preamble(&self.limits, &self.bounds, (self.clock)());
+        let mut args = group::preamble(&self.limits, &self.bounds, self.time_ms());
         asks.for_each(|(view, ask)| group::put(&mut args, ask, view, &self.limits));
         let keys = group::keys(group);
         self.batches.call_of(&self.of_group, keys.each_ref().map(String::as_str), args)
@@ -63,7 +70,7 @@ impl Road {
 
     /// A call about a group with requests that are words already.
     pub(crate) fn words_call(&self, group: u64, words: Vec<Value>) -> Call {
-        let mut args = group::preamble(&self.limits, &self.bounds, (self.clock)());
+        let mut args = group::preamble(&self.limits, &self.bounds, self.time_ms());
         args.extend(words);
         let keys = group::keys(group);
         self.batches.call_of(&self.of_group, keys.each_ref().map(String::as_str), args)

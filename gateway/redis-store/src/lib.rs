@@ -58,6 +58,16 @@ pub struct Settings {
     pub groups: GroupBounds,
     /// Milliseconds since 1970.
     pub clock: Clock,
+    /// The time by which messages and devices get old; `None`: each server's own, so that the wrong clock of one
+    /// gateway does not empty the inboxes of all.
+    pub time: Option<Clock>,
+}
+
+impl Settings {
+    /// The time as scripts are told it: 0 if they are to look themselves.
+    fn time_ms(&self) -> u64 {
+        self.time.as_ref().map_or(0, |time| time())
+    }
 }
 
 /// Bounds of groups.

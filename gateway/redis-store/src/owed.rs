@@ -19,6 +19,8 @@ pub(crate) struct Owed {
     cursors: BTreeMap<(u64, u16, u32), u64>,
     /// By group and user.
     marks: BTreeMap<(u64, u64), u64>,
+    /// By user.
+    gaps: BTreeMap<u64, u64>,
     /// Their numbers, by user and name of the device.
     log_outs: BTreeMap<(u64, Box<str>), u64>,
 }
@@ -45,6 +47,14 @@ impl Owed {
                     }
                 }
             }
+            Request::Gap { user, stamp } => {
+                if !raise(self.gaps.get_mut(user), *stamp) {
+                    match self.gaps.len() < POSITIONS_MAX {
+                        true => drop(self.gaps.insert(*user, *stamp)),
+                        false => Stats::add(&stats.gaps_dropped, 1),
+                    }
+                }
+            }
             Request::LogOut { user, device, number } => {
                 let key = (*user, device.clone());
                 // The later one is for all tokens that the earlier one was for.
@@ -62,7 +72,8 @@ impl Owed {
 
     /// All of it, to be asked for again.
     pub(crate) fn take(&mut self) -> Vec<Request> {
-        let Owed { cursors, marks, log_outs } = std::mem::take(self);
+        let Owed { cursors, marks, gaps, log_outs } = std::mem::take(self);
+        let gaps = gaps.into_iter().map(|(user, stamp)| Request::Gap { user, stamp });
         let log_outs = log_outs.into_iter().map(|((user, device), number)| Request::LogOut { user, device, number });
         let cursors = cursors.into_iter().map(|((user, device, device_epoch), stamp)| Request::Cursor {
             user,
@@ -75,7 +86,8 @@ impl Owed {
             ask: Box::new(GroupAsk::Mark { user, stamp }),
             token: None,
         });
-        log_outs.chain(cursors).chain(marks).collect()
+        // Positions may lie behind a gap.
+        log_outs.chain(gaps).chain(cursors).chain(marks).collect()
     }
 
     /// The LOGOUT of a device that logs in: it is for what was given out before, and has to come first.
@@ -90,7 +102,7 @@ impl Owed {
 
     /// How much there is.
     pub(crate) fn len(&self) -> usize {
-        self.cursors.len() + self.marks.len() + self.log_outs.len()
+        self.cursors.len() + self.marks.len() + self.gaps.len() + self.log_outs.len()
     }
 }
 
@@ -114,12 +126,14 @@ mod tests {
     #[test]
     fn the_latest_of_each_is_kept_once_and_a_logout_comes_before_what_follows_it() {
         let (mut owed, stats) = (Owed::default(), Stats::default());
-        let requests = [cursor(1, 5), mark(3, 8), log_out(1, 20), cursor(1, 4), mark(3, 9), log_out(1, 21)];
+        let gap = |stamp| Request::Gap { user: 1, stamp };
+        let requests =
+            [cursor(1, 5), mark(3, 8), log_out(1, 20), cursor(1, 4), mark(3, 9), log_out(1, 21), gap(7), gap(6)];
         assert!(requests.iter().all(|request| owed.keep(request, &stats)));
         assert!(!owed.keep(&Request::Claim { user: 1 }, &stats));
         assert!(!owed.keep(&Request::Group { group: 3, ask: Box::new(GroupAsk::Get), token: Some(1) }, &stats));
-        assert_eq!(owed.len(), 3);
-        assert_eq!(owed.take(), [log_out(1, 21), cursor(1, 5), mark(3, 9)]);
+        assert_eq!(owed.len(), 4);
+        assert_eq!(owed.take(), [log_out(1, 21), gap(7), cursor(1, 5), mark(3, 9)]);
         assert_eq!(owed.len(), 0);
 
         owed.keep(&log_out(1, 22), &stats);

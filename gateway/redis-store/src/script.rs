@@ -16,6 +16,9 @@ const DEVICE_NAME_BYTES_MAX: usize = 64;
 /// How much longer the keys of a user are kept than what is in them may matter, milliseconds.
 const SLACK_MS: u64 = 24 * 3_600 * 1_000;
 
+/// Redis takes no time that is far beyond its own.
+const TTL_MS_MAX: u64 = 100 * 365 * 24 * 3_600 * 1_000;
+
 /// The keys of a user: one hash slot.
 pub(crate) fn keys(user: u64) -> [String; 2] {
     [format!("tl:inbox:{{{user}}}"), format!("tl:inbox:{{{user}}}:m")]
@@ -33,10 +36,14 @@ pub(crate) fn stamp(id: &str) -> u64 {
     parts.map_or(0, |(ms, counter)| stamp_at(ms).saturating_add(counter))
 }
 
-/// What every call begins with.
-pub(crate) fn preamble(limits: &Limits, now_ms: u64) -> Vec<Value> {
+/// After which time without a write the keys of a user end by themselves.
+pub(crate) fn ttl_ms(limits: &Limits) -> u64 {
+    limits.message_age_ms_max.max(limits.device_unseen_ms_max).saturating_add(SLACK_MS).min(TTL_MS_MAX)
+}
+
+/// What every call begins with. `now_ms`: 0 for the time of the server; `ttl_ms`: as of [`ttl_ms`].
+pub(crate) fn preamble(limits: &Limits, now_ms: u64, ttl_ms: u64) -> Vec<Value> {
     let drops = u64::from(limits.when_full == WhenFull::DropOldest);
-    let ttl_ms = limits.message_age_ms_max.max(limits.device_unseen_ms_max).saturating_add(SLACK_MS);
     [
         now_ms,
         limits.user_messages_max.into(),
@@ -105,12 +112,15 @@ pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &
         Request::Seen { device, device_epoch, .. } => {
             args.extend(["cursor".into(), device.to_string().into(), device_epoch.to_string().into(), "0-0".into()]);
         }
+        Request::Gap { stamp, .. } => args.extend(["gap".into(), id(*stamp).into()]),
         Request::Claim { .. } => args.extend(["claim".into(), claim(true)]),
         Request::LogOut { device, number, .. } => {
             args.extend(["logout".into(), device_name(device).into(), number.to_string().into()]);
         }
         Request::Devices { .. } => args.push("devices".into()),
-        Request::Forget { device, .. } => args.extend(["forget".into(), device.to_string().into()]),
+        Request::Forget { device, device_epoch, .. } => {
+            args.extend(["forget".into(), device.to_string().into(), device_epoch.to_string().into()]);
+        }
         Request::Delete { .. } => args.push("delete".into()),
         Request::Inspect { claims, .. } => args.extend(["inspect".into(), claim(*claims)]),
         // They are of no user.
@@ -159,6 +169,7 @@ fn reply(answer: Value, store_epoch: u64) -> Option<Option<Reply>> {
         "done" => Reply::Done,
         "stale" => Reply::Refused(Refusal::Stale),
         "messages" => Reply::Refused(Refusal::UserMessages),
+        "oom" => Reply::Refused(Refusal::StoreFull),
         "bytes" => Reply::Refused(Refusal::UserBytes),
         "stored" => {
             Reply::Stored { stamp: position(next()?)?, duplicate: next()?.as_u64()? == 1, before: position(next()?)? }
@@ -193,6 +204,7 @@ fn reply(answer: Value, store_epoch: u64) -> Option<Option<Reply>> {
                     name: next()?.as_string()?.into(),
                     cursor: position(next()?)?,
                     seen_ms: next()?.as_u64()?,
+                    device_epoch: u32::try_from(next()?.as_u64()?).ok()?,
                 })
             });
             Reply::Devices(devices.collect::<Option<_>>()?)

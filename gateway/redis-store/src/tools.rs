@@ -1,16 +1,16 @@
 //! What an operator does with the store: a copy of everything, and its way back.
 
-use crate::Settings;
 use crate::journey::Road;
 use crate::lanes::Subject;
 use crate::part::Part;
 use crate::script;
+use crate::{GroupBounds, Settings};
 use std::fmt;
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trunkline_router::redis::{Batches, Call, PlaneError, StoreSync, Value};
-use trunkline_store::{Checked, CopyLine, GroupCopy, Imported, Page, Record, Reply, Request, UserCopy};
+use trunkline_store::{Checked, CopyLine, GroupCopy, Imported, Limits, Page, Record, Reply, Request, UserCopy};
 
 /// Messages that are read at a time.
 const PAGE: usize = 256;
@@ -30,6 +30,8 @@ pub struct Tool {
     pub(crate) sync: StoreSync,
     /// What is asked of groups.
     pub(crate) road: Road,
+    /// After which time keys end that this has written.
+    ttl_ms: u64,
 }
 
 /// Why it did not work.
@@ -262,8 +264,13 @@ impl Tool {
         let batches = Arc::new(Batches::unconnected_within(&settings.redis, script::SOURCE, ANSWER_MAX));
         batches.try_connect().await?;
         let least = if batches.fewest_replicas() == 0 { StoreSync::Master } else { StoreSync::Replica };
+        let ttl_ms = script::ttl_ms(&settings.limits);
+        // How long the nodes keep what there is nobody has said here: a look lets nothing go, and forgets nobody.
+        let limits = Limits { message_age_ms_max: u64::MAX, device_unseen_ms_max: u64::MAX, ..settings.limits };
+        let groups = GroupBounds { age_ms_max: u64::MAX, ..settings.groups };
+        let settings = Settings { limits, groups, ..settings };
         let road = Road::new(batches.clone(), &settings);
-        Ok(Tool { sync: settings.sync.unwrap_or(least), settings, batches, road })
+        Ok(Tool { sync: settings.sync.unwrap_or(least), settings, batches, road, ttl_ms })
     }
 
     /// Users of whom anything is known, in the order of their ids.
@@ -295,7 +302,7 @@ impl Tool {
     }
 
     async fn call(&self, user: u64, args: Vec<Value>) -> Result<Vec<Value>, ToolError> {
-        let mut all = script::preamble(&self.settings.limits, (self.settings.clock)());
+        let mut all = script::preamble(&self.settings.limits, self.settings.time_ms(), self.ttl_ms);
         all.extend(args);
         let [log, meta] = script::keys(user);
         let value = self.run(self.batches.call([&log, &meta], all)).await?;

@@ -27,6 +27,9 @@ const PROBE: Duration = Duration::from_secs(1);
 /// The key with the number of this store, so that what a client keeps of another one is not taken for this one's.
 const EPOCH_KEY: &str = "tl:store";
 
+/// What is wrong while Redis takes nothing more.
+const NO_MEMORY: &str = "Redis has reached its maxmemory: what would be stored gets SENT 5";
+
 /// Hands the answers for a source back.
 pub(crate) type Answers = Box<dyn FnMut(Source, Vec<Answer>) + Send>;
 
@@ -219,12 +222,32 @@ impl Work {
             };
             self.mail.awake();
             if let Some((sync, epoch)) = connected {
-                (self.sync, self.epoch) = (sync, epoch);
+                self.epoch = epoch;
+                self.set_sync(sync);
                 self.stats.set_trouble(None);
                 self.stats.available.store(true, Ordering::Relaxed);
-                tracing::info!("messages for users who are offline are kept in Redis: {}", promise(sync));
                 return;
             }
+        }
+    }
+
+    fn set_sync(&mut self, sync: StoreSync) {
+        self.sync = sync;
+        let (number, is_makeshift) = match sync {
+            StoreSync::Master => (1, self.settings.sync.is_none()),
+            StoreSync::Replica => (2, false),
+            StoreSync::Aof => (3, false),
+        };
+        Stats::set(&self.stats.sync, number);
+        self.stats.sync_is_makeshift.store(is_makeshift, Ordering::Relaxed);
+        tracing::info!("messages for users who are offline are kept in Redis: {}", promise(sync));
+    }
+
+    /// Where nobody has said what is to be promised: once all masters have a replica, messages wait for one. That is
+    /// not given up when a replica is lost: a message is then refused, and not stored in one place only without a word.
+    fn look_for_replicas(&mut self, fewest: u8) {
+        if self.settings.sync.is_none() && self.sync == StoreSync::Master && self.epoch != 0 && fewest > 0 {
+            self.set_sync(StoreSync::Replica);
         }
     }
 
@@ -360,7 +383,7 @@ impl Work {
         for server in self.lanes.ready() {
             let batch = self.next_batch(&server);
             let limits = &self.settings.limits;
-            let preamble = script::preamble(limits, (self.settings.clock)());
+            let preamble = script::preamble(limits, self.settings.time_ms(), script::ttl_ms(limits));
             let call = |(subject, requests): &(Subject, Vec<Waiting>)| -> Call {
                 let user = match subject {
                     Subject::User(user) => user,
@@ -465,7 +488,9 @@ impl Work {
             Stats::add(&self.stats.devices_forgotten, forgotten);
             Stats::add(&self.stats.cursors_stale, stale);
         }
-        let mut replies = answered.map(|answered| answered.replies).unwrap_or_default().into_iter();
+        let replies = answered.map(|answered| answered.replies).unwrap_or_default();
+        let lacks_memory = replies.iter().any(|reply| matches!(reply, Some(Reply::Refused(Refusal::StoreFull))));
+        let mut replies = replies.into_iter();
         for Waiting { source, request, .. } in requests {
             let reply = replies.next().flatten();
             if why.is_some() {
@@ -475,7 +500,8 @@ impl Work {
             let reply = self.judged(&request, reply, confirmed, refusal);
             answers.entry(source).or_default().push(Answer { token, reply });
         }
-        why
+        // What was not to be added has been carried out.
+        why.or_else(|| lacks_memory.then(|| NO_MEMORY.to_owned()))
     }
 
     /// Reads the answer to a call, and notes where the log of a group ends.
@@ -543,6 +569,7 @@ impl Work {
     /// Tries the servers that failed with something small, and asks again for what is owed.
     fn probe(&mut self) {
         self.next_probe = Instant::now() + PROBE;
+        self.look_for_replicas(self.batches.fewest_replicas());
         let failing: Vec<(Server, Subject)> =
             self.failing.drain().map(|(server, (subject, _))| (server, subject)).collect();
         for (_, subject) in &failing {
@@ -600,9 +627,13 @@ async fn ready(batches: &Batches, sync: StoreSync) -> Result<u64, String> {
     }
     let of_command = |error: PlaneError| error.to_string();
     let drawn = rand::random_range(1..u64::MAX).to_string();
-    let args = vec![EPOCH_KEY.into(), drawn.into(), "NX".into()];
-    batches.command("SET", args).await.map_err(of_command)?;
-    let epoch = batches.command("GET", vec![EPOCH_KEY.into()]).await.map_err(of_command)?;
+    let mut epoch = batches.command("GET", vec![EPOCH_KEY.into()]).await.map_err(of_command)?;
+    if epoch.is_null() {
+        // A Redis without memory takes none, and has it from before.
+        let args = vec![EPOCH_KEY.into(), drawn.into(), "NX".into()];
+        batches.command("SET", args).await.map_err(of_command)?;
+        epoch = batches.command("GET", vec![EPOCH_KEY.into()]).await.map_err(of_command)?;
+    }
     let epoch = epoch.as_string().and_then(|text| text.parse().ok());
     epoch.ok_or_else(|| format!("{EPOCH_KEY} in Redis holds no number"))
 }
@@ -640,6 +671,7 @@ mod tests {
             limits: Limits::default(),
             groups: crate::GroupBounds::default(),
             clock: Arc::new(|| 1_800_000_000_000),
+            time: None,
         };
         let (sender, answers) = channel();
         let give = move |source, batch| drop(sender.send((source, batch)));
@@ -688,6 +720,34 @@ mod tests {
     }
 
     #[test]
+    fn a_redis_without_memory_refuses_what_is_added_and_does_the_rest() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut work, answers) = work();
+            let device = Request::Cursor { user: 7, device: 1, device_epoch: 9, stamp: 5 };
+            let inspect = Request::Inspect { user: 7, claims: true, token: 2 };
+            for request in [append(1), device, inspect] {
+                work.accept(3, request);
+            }
+            let batch = work.lanes.take(&None);
+            let words = |words: &[&str]| Value::Array(words.iter().map(|word| Value::from(*word)).collect());
+            let replies = [words(&["oom"]), words(&["none"]), words(&["inspected", "0", "0", "5-0", "5-0", "1"])];
+            let mut answer: Vec<Value> = [1, 4, 0, 0, 0, 0].map(Value::Integer).into();
+            answer.push(Value::Array(replies.into()));
+            let task = work.running.spawn(async { (vec![Ok((Value::Array(answer), true))], Duration::ZERO) });
+            work.under_way.insert(task.id(), (None, batch));
+            let done = work.running.join_next_with_id().await.unwrap();
+            work.finish(done);
+            let (source, told) = answers.try_recv().unwrap();
+            assert_eq!((source, told.len()), (3, 2));
+            assert_eq!(told[0].reply, Reply::Refused(Refusal::StoreFull));
+            assert!(matches!(told[1].reply, Reply::Inspected(_)), "{told:?}");
+            assert_eq!((work.owed.len(), work.stats.acknowledged.load(Ordering::Relaxed)), (0, 4));
+            assert!(!work.stats.is_available() && work.stats.trouble().is_some_and(|why| why.contains("maxmemory")));
+        });
+    }
+
+    #[test]
     fn a_logout_that_redis_has_not_got_comes_before_the_next_login_of_the_device() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -728,6 +788,27 @@ mod tests {
             assert_eq!(asked(&batch), [log_out, open(5)]);
             assert_eq!(work.owed.len(), 0);
         });
+    }
+
+    #[test]
+    fn a_store_that_found_a_master_without_a_replica_asks_for_one_when_all_have_one_and_ever_after() {
+        let (mut work, _answers) = work();
+        let shown = |work: &Work| {
+            let Stats { sync, sync_is_makeshift, .. } = &*work.stats;
+            (sync.load(Ordering::Relaxed), sync_is_makeshift.load(Ordering::Relaxed))
+        };
+        (work.epoch, work.settings.sync) = (1, None);
+        work.set_sync(StoreSync::Master);
+        work.look_for_replicas(0);
+        assert_eq!((work.sync, shown(&work)), (StoreSync::Master, (1, true)));
+        work.look_for_replicas(1);
+        work.look_for_replicas(0);
+        assert_eq!((work.sync, shown(&work)), (StoreSync::Replica, (2, false)));
+        // Who asks for the master alone gets that.
+        work.settings.sync = Some(StoreSync::Master);
+        work.set_sync(StoreSync::Master);
+        work.look_for_replicas(1);
+        assert_eq!((work.sync, shown(&work)), (StoreSync::Master, (1, false)));
     }
 
     #[test]

@@ -365,8 +365,8 @@ async fn kick_user(
 pub(super) async fn ask_store(
     node: &Node,
     user: u64,
-    forgets: Option<u16>,
-    request: fn(u64, u16, u64) -> Request,
+    forgets: Option<(u16, u32)>,
+    request: fn(u64, (u16, u32), u64) -> Request,
 ) -> Result<Reply, Problem> {
     if node.store.get().is_none() {
         return Err(inbox::no_store());

@@ -82,7 +82,7 @@ pub(super) async fn empty(
     UserInPath(user): UserInPath,
 ) -> Result<(Extension<AuditNote>, Json<Emptied>), Problem> {
     let Inbox { messages, devices, .. } = inspect(&node, user).await?;
-    match ask_store(&node, user, Some(0), |user, _, token| Request::Delete { user, token }).await? {
+    match ask_store(&node, user, Some((0, 0)), |user, _, token| Request::Delete { user, token }).await? {
         Reply::Done => {
             let note = AuditNote(format!("{messages} messages and {devices} devices"));
             Ok((Extension(note), Json(Emptied { messages, devices })))
@@ -98,12 +98,13 @@ pub(super) async fn forget(
     let user = user.parse().ok().filter(|user| *user != 0);
     let user = user.ok_or_else(|| Problem::bad_request("a user is a number from 1 to 18446744073709551615"))?;
     let known = devices(&node, user).await?;
-    let Some(number) = known.iter().find(|info| *info.name == *device).map(|info| info.device) else {
+    let is_it = |info: &&DeviceInfo| *info.name == *device;
+    let Some(which) = known.iter().find(is_it).map(|info| (info.device, info.device_epoch)) else {
         return Err(Problem::not_found(format!("user {user} has no registered device {device:?}")));
     };
-    let forget = |user, device, token| Request::Forget { user, device, token };
-    match ask_store(&node, user, Some(number), forget).await? {
-        Reply::Done => {
+    let forget = |user, (device, device_epoch), token| Request::Forget { user, device, device_epoch, token };
+    match ask_store(&node, user, Some(which), forget).await? {
+        Reply::Devices(_) => {
             let note = AuditNote(format!("device {device:?}"));
             Ok((Extension(note), Json(Forgotten { device })))
         }

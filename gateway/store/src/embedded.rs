@@ -41,6 +41,8 @@ const RECENT_USER_BYTES: u64 = 240;
 const RECENT_RECORD_BYTES: u64 = 80;
 /// Users whose changes wait for the next commit, before it is looked which of them are the same.
 const DIRTY_MIN: usize = 1 << 16;
+/// The clock is believed if it is ahead by less than this of the time that has passed since the store was opened.
+const CLOCK_AHEAD_MS_MAX: u64 = 3_600_000;
 /// A user for whom nothing waits is forgotten in memory when the last message is so old. Until then its last stamp is
 /// at hand.
 const QUIET_MS: u64 = 60_000;
@@ -53,6 +55,8 @@ const QUIET_MS: u64 = 60_000;
 pub struct Embedded {
     limits: Limits,
     clock: Clock,
+    /// How long the machine is up, milliseconds, with what both clocks showed when the store was opened.
+    uptime: Option<Uptime>,
     stats: Arc<Stats>,
     store_epoch: u64,
     epochs: Epochs,
@@ -95,6 +99,13 @@ pub struct Embedded {
     message_bytes: u64,
     upkeep: upkeep::Upkeep,
     closed: bool,
+}
+
+/// A clock that nobody sets, and what it and the other one showed at a time.
+struct Uptime {
+    clock: Clock,
+    began_ms: u64,
+    began_wall_ms: u64,
 }
 
 /// Recent changes that a job makes a table of.
@@ -145,8 +156,36 @@ impl Embedded {
         self.high
     }
 
+    /// From now on nothing gets old by a clock that runs ahead of the time that passes: somebody has set it wrongly,
+    /// and it would empty all inboxes and forget all devices. `uptime`: milliseconds since any time, never set, and
+    /// going on while the machine is suspended.
+    pub fn set_uptime(&mut self, uptime: Clock) {
+        let (began_ms, began_wall_ms) = (uptime(), self.now_ms());
+        self.uptime = Some(Uptime { clock: uptime, began_ms, began_wall_ms });
+    }
+
     fn now_ms(&self) -> u64 {
         (self.clock)()
+    }
+
+    /// The time by which messages and devices get old: that of the clock, or an hour more than has passed.
+    fn aging_ms(&self) -> u64 {
+        let now_ms = self.now_ms();
+        let passed = self.uptime.as_ref().map(|Uptime { clock, began_ms, began_wall_ms }| {
+            began_wall_ms.saturating_add(clock().saturating_sub(*began_ms)).saturating_add(CLOCK_AHEAD_MS_MAX)
+        });
+        passed.map_or(now_ms, |passed_ms| passed_ms.min(now_ms))
+    }
+
+    /// Where the clock has been set back, what is due by it is due by so much sooner: else nothing would be tried or
+    /// written until the clock is there again.
+    fn mind_clock(&mut self) {
+        let now_ms = self.now_ms();
+        let back_ms = std::mem::replace(&mut self.upkeep.now_ms, now_ms).saturating_sub(now_ms);
+        if back_ms > 0 {
+            self.dirty_since_ms = self.dirty_since_ms.saturating_sub(back_ms);
+            self.upkeep.set_back(back_ms);
+        }
     }
 
     fn can_write(&self) -> bool {
@@ -166,9 +205,7 @@ impl Embedded {
                 let after = after.max(stamp_at(since_ms).saturating_sub(1));
                 Ok(Staged::Read { user, after, limit, bytes_max })
             }
-            Request::Cursor { .. } | Request::Seen { .. }
-                if self.recent_bytes > self.limits.recent_bytes_max.saturating_mul(4) =>
-            {
+            Request::Cursor { .. } | Request::Seen { .. } if self.has_too_many_changes() => {
                 // No table has been written for long. The device gets again what it acknowledged, and acknowledges it
                 // again; and it is seen again.
                 Stats::add(&self.stats.cursors_dropped, 1);
@@ -184,6 +221,12 @@ impl Embedded {
                 let _ = self.acknowledge(user, (device, device_epoch), 0);
                 return None;
             }
+            Request::Gap { user, stamp } => {
+                if self.has_too_many_changes() || self.note_gap(user, stamp).is_err() {
+                    Stats::add(&self.stats.gaps_dropped, 1);
+                }
+                return None;
+            }
             // This store is one node's own, whose shards remember LOGOUTs.
             Request::LogOut { .. } | Request::View { .. } | Request::Claim { .. } => return None,
             Request::Devices { user, .. } => self.devices(user),
@@ -191,7 +234,7 @@ impl Embedded {
             Request::Forget { .. } | Request::Delete { .. } if !self.can_write() => {
                 Ok(self.refuse(Refusal::Unavailable))
             }
-            Request::Forget { user, device, .. } => self.forget(user, device),
+            Request::Forget { user, device, device_epoch, .. } => self.forget(user, (device, device_epoch)),
             Request::Delete { user, .. } => self.delete(user),
             // Groups are kept by `Groups`, which keeps its logs in a store of its own.
             Request::Group { .. } => Ok(self.refuse(Refusal::Unavailable)),
@@ -238,7 +281,7 @@ impl Embedded {
             None if record.stamp > self.quiet.max(self.dropped_high) => 0,
             None => self.locate(user)?.totals.last.max(self.dropped_high),
         };
-        record.stamp = confirmed_stamp(record.stamp, last.max(self.gap), self.now_ms());
+        record.stamp = confirmed_stamp(record.stamp, last.max(self.gap));
         let stamp = record.stamp;
         Stats::add(&self.stats.append_bytes, record.payload.len() as u64);
         self.log.put(user, &record);
@@ -299,6 +342,11 @@ impl Embedded {
     fn is_overloaded(&self) -> bool {
         self.recent_bytes > self.limits.recent_bytes_max.saturating_mul(2)
             || self.log.bytes() > self.limits.log_bytes_max.saturating_mul(4)
+    }
+
+    /// Whether no table has been written for so long that nothing is noted any more that may be lost.
+    fn has_too_many_changes(&self) -> bool {
+        self.recent_bytes > self.limits.recent_bytes_max.saturating_mul(4)
     }
 
     /// Bytes of log and tables.
@@ -421,11 +469,13 @@ impl Embedded {
         Stats::set(&stats.users, self.totals.len() as u64);
         Stats::set(&stats.messages, self.messages);
         Stats::set(&stats.message_bytes, self.message_bytes);
+        Stats::set(&stats.clock_ahead_ms, self.now_ms().saturating_sub(self.aging_ms()));
     }
 }
 
 impl Store for Embedded {
     fn apply(&mut self, batch: &mut Vec<(Source, Request)>, out: &mut dyn FnMut(Source, Answer)) {
+        self.mind_clock();
         self.revive();
         let mut staged = Vec::with_capacity(batch.len());
         for (source, request) in batch.drain(..) {
@@ -467,6 +517,7 @@ impl Store for Embedded {
         if self.closed {
             return None;
         }
+        self.mind_clock();
         self.revive();
         if self.cursors_are_due() {
             self.commit();

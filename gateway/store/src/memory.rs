@@ -2,7 +2,7 @@
 
 use crate::limits::Amount;
 use crate::state::{Epochs, State};
-use crate::store::{CURSOR_DELAY_MS, confirmed_stamp};
+use crate::store::{CURSOR_DELAY_MS, believable_stamp, confirmed_stamp};
 use crate::{
     Answer, Clock, Inbox, Limits, Opened, Page, Record, Refusal, Reply, Request, Source, Stats, Store, WhenFull,
     stamp_at,
@@ -27,6 +27,8 @@ pub struct Memory {
     bytes: u64,
     available: bool,
     closed: bool,
+    /// Several nodes, whose clocks differ, propose stamps.
+    shared: bool,
     /// The view of each source, and that of the one that is asking.
     views: BTreeMap<Source, u64>,
     view: u64,
@@ -69,9 +71,15 @@ impl Memory {
             bytes: 0,
             available: true,
             closed: false,
+            shared: false,
             views: BTreeMap::new(),
             view: 0,
         }
+    }
+
+    /// The same as one that several nodes share: a stamp from the far future is not believed.
+    pub fn shared(self) -> Self {
+        Memory { shared: true, ..self }
     }
 
     /// Lets the disk fail, or work again. While it fails, what would have to be written is refused as
@@ -197,8 +205,11 @@ impl Memory {
         if let Some(refusal) = self.full(user, bytes) {
             return self.refuse(refusal);
         }
+        if self.shared {
+            record.stamp = believable_stamp(record.stamp, (self.clock)());
+        }
         let found = self.users.entry(user).or_default();
-        record.stamp = confirmed_stamp(record.stamp, found.last, (self.clock)());
+        record.stamp = confirmed_stamp(record.stamp, found.last);
         let stamp = record.stamp;
         let before = std::mem::replace(&mut found.last, stamp);
         found.bytes += bytes;
@@ -303,6 +314,17 @@ impl Memory {
                 self.cursor(user, (device, device_epoch), 0);
                 return None;
             }
+            Request::Gap { user, stamp } => {
+                let latest = if self.shared { believable_stamp(stamp, (self.clock)()) } else { stamp };
+                // What came before it counts first.
+                self.make_cursors_durable();
+                if let Some(found) = self.users.get_mut(&user)
+                    && found.state.note_gap(latest)
+                {
+                    found.last = found.last.max(latest);
+                }
+                return None;
+            }
             Request::LogOut { user, device, .. } => {
                 let now_ms = (self.clock)();
                 if let Some(found) = self.users.get_mut(&user) {
@@ -326,12 +348,13 @@ impl Memory {
                 Reply::Inspected(self.inspect(user))
             }
             Request::Forget { .. } | Request::Delete { .. } if !self.can_write() => self.refuse(Refusal::Unavailable),
-            Request::Forget { user, device, .. } => {
-                if let Some(found) = self.users.get_mut(&user) {
-                    found.state.forget(device);
+            Request::Forget { user, device, device_epoch, .. } => {
+                if let Some(found) = self.users.get_mut(&user)
+                    && found.state.forget((device, device_epoch))
+                {
                     self.tidy(user);
                 }
-                Reply::Done
+                Reply::Devices(self.users.get(&user).map(|found| found.state.devices()).unwrap_or_default())
             }
             Request::Delete { user, .. } => {
                 if let Some(found) = self.users.get_mut(&user) {
@@ -396,7 +419,8 @@ impl Store for Memory {
         }
         let due_ms = self.cursors_since_ms + CURSOR_DELAY_MS;
         let now_ms = (self.clock)();
-        if now_ms >= due_ms {
+        // The clock may have been set back since the first one came.
+        if now_ms >= due_ms || now_ms < self.cursors_since_ms {
             self.make_cursors_durable();
             return None;
         }

@@ -90,6 +90,15 @@ pub enum Request {
         /// As in [`Request::Cursor`].
         device_epoch: u32,
     },
+    /// Messages for a user up to this stamp were given up though a registered device has not got one of them: devices
+    /// with less than that are told `truncated`. Not answered; durable like a cursor, and kept in memory while the disk
+    /// does not work. Of no effect where no device is registered.
+    Gap {
+        /// Whose.
+        user: u64,
+        /// The position of the last that was given up. Later messages lie above it.
+        stamp: u64,
+    },
     /// The registered devices of a user. Answered [`Reply::Devices`].
     Devices {
         /// Whose.
@@ -122,12 +131,14 @@ pub enum Request {
         /// Whose home.
         user: u64,
     },
-    /// Forget a device. Answered [`Reply::Done`], whether it was known or not.
+    /// Forget a device. Answered [`Reply::Devices`] with those that are left, whether it was known or not.
     Forget {
         /// Whose.
         user: u64,
         /// Its number.
         device: u16,
+        /// Its epoch: another device may have got the number.
+        device_epoch: u32,
         /// Comes back in the answer.
         token: u64,
     },
@@ -168,6 +179,7 @@ impl Request {
             | Request::Read { user, .. }
             | Request::Cursor { user, .. }
             | Request::Seen { user, .. }
+            | Request::Gap { user, .. }
             | Request::Devices { user, .. }
             | Request::LogOut { user, .. }
             | Request::Claim { user }
@@ -192,6 +204,7 @@ impl Request {
             | Request::Inspect { token, .. } => Some(token),
             Request::Cursor { .. }
             | Request::Seen { .. }
+            | Request::Gap { .. }
             | Request::LogOut { .. }
             | Request::View { .. }
             | Request::Claim { .. } => None,
@@ -323,6 +336,8 @@ pub struct Opened {
 pub struct DeviceInfo {
     /// Its number.
     pub device: u16,
+    /// As [`Opened::device_epoch`].
+    pub device_epoch: u32,
     /// Its name.
     pub name: Box<str>,
     /// What it has everything up to.

@@ -25,7 +25,7 @@ pub(crate) struct Device {
 pub(crate) struct State {
     /// No message up to this stamp is left.
     pub(crate) floor: u64,
-    /// Messages up to this stamp may have been lost to damage.
+    /// Messages up to this stamp may have been lost to damage, or were given up.
     pub(crate) gap: u64,
     pub(crate) devices: Vec<Device>,
 }
@@ -117,15 +117,20 @@ impl State {
     /// A device, by its number and epoch, has everything up to a stamp; 0 if it has only given a sign of life. Whether
     /// that is news; none if there is no such device.
     pub(crate) fn acknowledge(&mut self, of: (u16, u32), stamp: u64, last: u64, now_ms: u64) -> Option<bool> {
-        let (number, epoch) = of;
-        let is = |device: &Device| {
-            device.number == number && (device.epoch == epoch || (epoch != 0 && device.epoch_before == epoch))
-        };
-        let device = self.devices.iter_mut().find(|device| is(device))?;
+        let device = self.devices.iter_mut().find(|device| device.is(of))?;
         let cursor = device.cursor.max(stamp.min(last));
         let moved = cursor != device.cursor;
         device.cursor = cursor;
         Some(device.seen(now_ms) || moved)
+    }
+
+    /// Messages up to a stamp were given up. False if that is no news to any device.
+    pub(crate) fn note_gap(&mut self, stamp: u64) -> bool {
+        let is_news = stamp > self.gap && self.devices.iter().any(|device| device.cursor < stamp);
+        if is_news {
+            self.gap = stamp;
+        }
+        is_news
     }
 
     /// A device has logged out: from now on it counts as registered anew, though it stands where it stood. Returns
@@ -137,10 +142,10 @@ impl State {
         Some(device.number)
     }
 
-    /// Forgets a device. False if it was not known.
-    pub(crate) fn forget(&mut self, number: u16) -> bool {
+    /// Forgets a device, by its number and epoch. False if it was not known.
+    pub(crate) fn forget(&mut self, of: (u16, u32)) -> bool {
         let before = self.devices.len();
-        self.devices.retain(|device| device.number != number);
+        self.devices.retain(|device| !device.is(of));
         self.devices.len() < before
     }
 
@@ -166,6 +171,7 @@ impl State {
     pub(crate) fn devices(&self) -> Vec<DeviceInfo> {
         let info = |device: &Device| DeviceInfo {
             device: device.number,
+            device_epoch: device.epoch,
             name: device.name.clone(),
             cursor: device.cursor,
             seen_ms: device.seen_ms,
@@ -175,6 +181,11 @@ impl State {
 }
 
 impl Device {
+    /// Whether it is, or was before its last LOGOUT, the one with this number and epoch.
+    fn is(&self, (number, epoch): (u16, u32)) -> bool {
+        self.number == number && (self.epoch == epoch || (epoch != 0 && self.epoch_before == epoch))
+    }
+
     /// Notes a sign of life. True if it is worth writing down.
     fn seen(&mut self, now_ms: u64) -> bool {
         let news = now_ms >= self.seen_ms.saturating_add(SEEN_GRAIN_MS);

@@ -35,6 +35,8 @@ pub struct Stats {
     pub devices_forgotten: AtomicU64,
     /// Cursors and signs of life dropped because no table could be written for long.
     pub cursors_dropped: AtomicU64,
+    /// Gaps that devices are not told of because no table could be written, or Redis not reached, for long.
+    pub gaps_dropped: AtomicU64,
     /// Read marks dropped because Redis had not got them for long.
     pub marks_dropped: AtomicU64,
     /// LOGOUTs dropped because Redis had not got them for long.
@@ -73,10 +75,20 @@ pub struct Stats {
     pub message_bytes: AtomicU64,
     /// Damaged places found on disk; each raised floors.
     pub damages: AtomicU64,
+    /// By how much the clock has run ahead of the time that has passed since the store was opened, as far as nothing
+    /// ages by it, milliseconds; 0 while the clock is believed.
+    pub clock_ahead_ms: AtomicU64,
+    /// In a Redis Cluster, what has a message before it counts as stored: 1 the master, 2 a replica as well, 3 their
+    /// append-only files; 0 while that is not decided, and on disk.
+    pub sync: AtomicU64,
+    /// The master alone, though nobody asked for that: a master had no replica.
+    pub sync_is_makeshift: AtomicBool,
     /// When the commit under way began, milliseconds since 1970; 0 if none is.
     pub(crate) commit_since_ms: AtomicU64,
     /// What the disk said last, while it fails.
     trouble: Mutex<Option<String>>,
+    /// What was found damaged when the store was opened.
+    damage: Mutex<Option<String>>,
 }
 
 impl Stats {
@@ -88,6 +100,16 @@ impl Stats {
     /// What the disk said last, while it fails.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What was found damaged when the store was opened, in words: something that had been stored is lost.
+    pub fn damage(&self) -> Option<String> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes damage, which stays until the process ends: the next start finds nothing new.
+    pub(crate) fn set_damage(&self, damage: String) {
+        *self.damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(damage);
     }
 
     /// For how long the commit under way has waited for the disk, milliseconds; 0 if none is. A disk that stalls does

@@ -28,11 +28,18 @@ pub trait Store {
 
 /// How long a cursor may wait until it is durable, milliseconds.
 pub(crate) const CURSOR_DELAY_MS: u64 = 100;
-/// A proposed stamp further ahead of the clock than this counts as being that far ahead: else one wrong clock would
-/// push a log to the end of all stamps.
+/// Where nodes share a store, a proposed stamp further ahead of the clock than this counts as being that far ahead:
+/// else the wrong clock of one node would push a log to the end of all stamps.
 const STAMP_AHEAD_MS_MAX: u64 = 24 * 3_600 * 1_000;
 
-/// The stamp of a message: what was proposed, or one above the last.
-pub(crate) fn confirmed_stamp(proposed: u64, last: u64, now_ms: u64) -> u64 {
-    proposed.min(crate::stamp_at(now_ms.saturating_add(STAMP_AHEAD_MS_MAX))).max(last.saturating_add(1))
+/// The stamp of a message: what was proposed, or one above the last. The store of one node gives what its own shards
+/// propose, however far the clock has been set back since: to them a message that got an earlier position would count
+/// as acknowledged with those before it.
+pub(crate) fn confirmed_stamp(proposed: u64, last: u64) -> u64 {
+    proposed.max(last.saturating_add(1))
+}
+
+/// What a store that several nodes share takes for the stamp that one of them has proposed.
+pub(crate) fn believable_stamp(proposed: u64, now_ms: u64) -> u64 {
+    proposed.min(crate::stamp_at(now_ms.saturating_add(STAMP_AHEAD_MS_MAX)))
 }

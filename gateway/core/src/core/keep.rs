@@ -287,9 +287,10 @@ impl Shard {
     /// A message that waits cannot be stored, and is given up.
     pub(super) fn fail_kept(&mut self, user: u64, stamp: u64, outcome: Outcome) {
         let Some(message) = self.inboxes.take(user, stamp) else { return };
-        let Unacked { origin, from, id, told, .. } = message;
+        let Unacked { origin, from, id, told, queued, .. } = message;
         if told {
-            return self.links.stats.copies_given_up.add(1);
+            self.links.stats.copies_given_up.add(1);
+            return self.tell_gap(user, stamp, queued);
         }
         if let Some(desk) = &mut self.desk {
             desk.duplicates.forget(from, id, user);
@@ -300,6 +301,25 @@ impl Shard {
             _ => self.links.stats.out_overloaded.add(1),
         }
         self.tell_fate(origin, id, user, outcome, 0);
+    }
+
+    /// A registered device does not get a message whose sender has been told of another one: the store is to tell it,
+    /// or the end of what it is reading. `queued`: who was given the message.
+    fn tell_gap(&mut self, user: u64, stamp: u64, queued: Seats) {
+        let tick = self.links.tick;
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::GapUntold) {
+            return;
+        }
+        let Some(desk) = &mut self.desk else { return };
+        self.links.stats.limit_store_gaps.add(u64::from(!desk.note_gap(tick, user, stamp)));
+        desk.cursors.note(user, tick + ticks(CURSOR_MS));
+        let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
+        for reader in &mut desk_of_user.readers {
+            if !queued.has(self.inboxes.seat(user, reader.session)) {
+                reader.lost(stamp);
+            }
+        }
     }
 
     /// The last session of a user has ended: what waits is kept. Returns what is not and has to be told of.
@@ -349,10 +369,13 @@ impl Shard {
             Asked::Sync { conn, aux, after } => self.sync_page(conn, aux, after, reply),
             Asked::Group(asked) => self.group_answered(asked, reply),
             Asked::Control { user, forgets, answer } => {
-                if reply == Reply::Done
-                    && let Some(device) = forgets
-                {
-                    self.forgotten(user, device);
+                let left = match &reply {
+                    Reply::Done => Some(0),
+                    Reply::Devices(devices) => Some(devices.len()),
+                    _ => None,
+                };
+                if let (Some(device), Some(left)) = (forgets, left) {
+                    self.forgotten(user, device, left);
                 }
                 // Who asked may have gone.
                 let _ = answer.send(reply);
@@ -518,6 +541,9 @@ impl Shard {
             if let (Some(next), Some(desk)) = (due.min(), &mut self.desk) {
                 desk.due.note(user, next.max(tick + 1));
             }
+        }
+        if let Some(desk) = &mut self.desk {
+            desk.tell_gaps(tick);
         }
         while let Some(user) = self.desk.as_mut().and_then(|desk| desk.cursors.take_due(tick)) {
             self.tell_cursors(user);

@@ -102,8 +102,9 @@ impl Shard {
 
     /// The store has said where a device stands, or that it cannot.
     pub(super) fn store_opened(&mut self, conn: ConnId, user: u64, reply: Reply) {
+        let gap = self.desk.as_ref().map_or(0, |desk| desk.recent_gap(user));
         let opened = match reply {
-            Reply::Opened(opened) => Some(opened),
+            Reply::Opened(opened) => Some(Opened { floor: opened.floor.max(gap), ..opened }),
             _ => None,
         };
         if let Some(opened) = &opened {
@@ -398,6 +399,11 @@ impl Shard {
             backlog.truncated |= truncated;
         }
         let mut complete = complete;
+        #[cfg(test)]
+        let records = match crate::simulation::planted(crate::simulation::Bug::BacklogUnordered) {
+            true => records.into_iter().rev().collect(),
+            false => records,
+        };
         for record in &records {
             if reader.backlog.is_some_and(|backlog| record.stamp > backlog.until) {
                 complete = true;
@@ -521,15 +527,12 @@ impl Shard {
         }
     }
 
-    /// A device of a user, or all of them (0), is forgotten: nothing is kept for it from now on. One that is online
-    /// stays so.
-    pub(super) fn forgotten(&mut self, user: u64, device: u16) {
+    /// A device of a user, by its number and epoch, or all of them (number 0), is forgotten: nothing is kept for it
+    /// from now on. One that is online stays so. `left`: how many are registered now.
+    pub(super) fn forgotten(&mut self, user: u64, device: (u16, u32), left: usize) {
         let Some(desk_of_user) = self.desk.as_mut().and_then(|desk| desk.users.get_mut(&user)) else { return };
-        desk_of_user.readers.retain(|reader| device != 0 && reader.device != device);
-        desk_of_user.registered = match (device, desk_of_user.registered) {
-            (0, _) => Some(0),
-            (_, registered) => registered.map(|registered| registered.saturating_sub(1)),
-        };
+        desk_of_user.readers.retain(|reader| device.0 != 0 && reader.device() != device);
+        desk_of_user.registered = Some(left as u32);
     }
 
     /// Tells the store now and then that a device is connected: one that has nothing to acknowledge and does not log in
@@ -553,12 +556,12 @@ impl Shard {
     pub(crate) fn ask_for_control(
         &mut self,
         user: u64,
-        forgets: Option<u16>,
-        ask: fn(u64, u16, u64) -> Request,
+        forgets: Option<(u16, u32)>,
+        ask: fn(u64, (u16, u32), u64) -> Request,
         answer: oneshot::Sender<Reply>,
     ) {
         let Some(desk) = &mut self.desk else { return };
-        let device = forgets.unwrap_or(0);
+        let device = forgets.unwrap_or_default();
         let asked =
             desk.ask(self.links.tick, Asked::Control { user, forgets, answer }, |token| ask(user, device, token));
         if let Err(Asked::Control { answer, .. }) = asked {

@@ -157,9 +157,9 @@ impl Shard {
     }
 
     /// Whether a device that the store does not know comes with what the store gave out to it: it was forgotten, or
-    /// lost with what Redis had.
+    /// lost with what Redis had. What came for it until then is not kept for it.
     pub(super) fn was_lost(&self, user: u64, known: bool, store_epoch: u64, resume: &[u8]) -> bool {
-        self.has_shared_store() && !known && ResumeToken::is_of(user, store_epoch, resume)
+        self.desk.is_some() && !known && ResumeToken::is_of(user, store_epoch, resume)
     }
 
     /// Asks where the device of a session stands, as its home. False if that cannot be asked now.
@@ -176,7 +176,7 @@ impl Shard {
             self.stamps.follow(opened.last);
         }
         let Some(desk) = &mut self.desk else { return };
-        let shared = desk.shared;
+        let (shared, gap) = (desk.shared, desk.recent_gap(user));
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
         let Reply::Opened(opened) = reply else { return desk.retries.note(user, retry_tick) };
         desk_of_user.registered = Some(opened.devices);
@@ -193,7 +193,7 @@ impl Shard {
             reader.knows(last);
         }
         let device = (opened.device, opened.device_epoch);
-        reader.opened(device, opened.cursor, last, opened.known && opened.cursor < opened.floor);
+        reader.opened(device, opened.cursor, last, opened.known && opened.cursor < opened.floor.max(gap));
         self.go_on_with(user, session);
     }
 

@@ -208,9 +208,22 @@ impl Reader {
         (self.device, self.device_epoch) = device;
         self.told = cursor;
         let until = self.began.max(cursor).max(last);
+        let truncated = truncated | std::mem::take(&mut self.truncates);
         self.backlog = Some(Backlog { after: cursor, until, reading: false, announced: true, truncated });
         if let Some(held) = self.held_from.take() {
             self.hold(held.max(cursor));
+        }
+    }
+
+    /// A message that it was not given was given up, and is in the log by no way: that is told with the end of what it
+    /// reads, or is to read.
+    pub(crate) fn lost(&mut self, stamp: u64) {
+        if self.has(stamp) {
+            return;
+        }
+        match &mut self.backlog {
+            Some(backlog) => backlog.truncated = true,
+            None => self.truncates |= self.is_held() || self.device == 0,
         }
     }
 
@@ -340,6 +353,8 @@ impl Reader {
         let ((device, device_epoch), window) = (self.device(), self.window);
         let backlog = self.backlog.as_mut().filter(|backlog| !backlog.reading)?;
         let owed = self.owed.partition_point(|(stamp, _)| *stamp <= backlog.until) as u32;
+        #[cfg(test)]
+        let owed = if crate::simulation::planted(crate::simulation::Bug::BacklogUnbounded) { 0 } else { owed };
         if owed > window / 2 {
             return None;
         }
@@ -357,6 +372,8 @@ impl Reader {
     /// Whether a message of a page is to be given: it is in the backlog, and was not given already.
     pub(crate) fn wants(&self, stamp: u64, from: u64, id: u64) -> bool {
         let in_backlog = self.backlog.is_some_and(|backlog| backlog.after < stamp && stamp <= backlog.until);
+        #[cfg(test)]
+        let in_backlog = in_backlog || crate::simulation::planted(crate::simulation::Bug::BacklogUnordered);
         in_backlog
             && match self.unsure.iter().find(|(unsure, ..)| *unsure == stamp) {
                 // What was given is not in the log then, though it may be owed.
@@ -581,6 +598,32 @@ mod tests {
         assert_eq!(reader.ack_earlier(25), [22, 26]);
         assert!(reader.ack(25));
         assert_eq!(reader.cursor(), 26);
+    }
+
+    #[test]
+    fn what_was_given_up_is_told_with_the_end_of_what_is_read() {
+        let truncated = |reader: &mut Reader| {
+            reader.next_page();
+            reader.page_over(true).map(|over| over.truncated)
+        };
+        let mut late = Reader::new(1, 1, 4, 20);
+        late.lost(15);
+        late.opened((7, 70), 10, 0, false);
+        assert_eq!(truncated(&mut late), Some(true));
+        late.lost(21);
+        late.hold(21);
+        late.lost(22);
+        late.resume(30);
+        assert_eq!(truncated(&mut late), Some(true));
+        late.resume(31);
+        late.lost(31);
+        assert_eq!(truncated(&mut late), None, "it was given all of it, or it was not for it");
+        let mut reading = reader(10, 20);
+        reading.lost(10);
+        assert_eq!(truncated(&mut reading), Some(false), "it has that");
+        let mut reading = reader(10, 20);
+        reading.lost(15);
+        assert_eq!(truncated(&mut reading), Some(true));
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl Run {
         let limits = Limits { outbox_burst_bytes_max: limits.outbox_bytes_max, ..limits };
         let slow = if rng.chance(300) { 150 } else { 0 };
         let failures = if rng.chance(400) { 50 } else { 0 };
-        let faults = if rng.chance(300) { Faults::none() } else { Faults { clock_set: 0, ..Faults::random(&mut rng) } };
+        let faults = if rng.chance(300) { Faults::none() } else { Faults::random(&mut rng) };
         let world = World::new(seed, faults, usize::from(shards), 1, &limits, print);
         let mut devices = Vec::new();
         for user in 1..=rng.within(2, 5) {

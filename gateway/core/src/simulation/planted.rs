@@ -19,6 +19,14 @@ pub(crate) enum Bug {
     ToldTwice,
     /// A device's cursor passes what it has not acknowledged.
     CursorAhead,
+    /// The store of one node gives messages positions near its clock, however far that was set back.
+    PulledBack,
+    /// A device is not told of what was given up, and not stored, though another one has it.
+    GapUntold,
+    /// A page of a backlog comes the wrong way round.
+    BacklogUnordered,
+    /// Of a backlog all comes, whatever is unacknowledged.
+    BacklogUnbounded,
     /// The store takes what the home of an earlier view would add, though a later one has claimed the log.
     StaleTaken,
     /// The fate of some messages that are stored is told and not counted.

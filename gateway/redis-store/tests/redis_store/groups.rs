@@ -93,8 +93,8 @@ fn redis_and_the_embedded_store_answer_alike_about_groups() {
             groups_per_user_max: bounds().groups_per_user_max,
             ..GroupLimits::default()
         };
-        let groups = Groups::open(Memory::new(of_logs, clock.clone(), 7), of_members, clock.clone()).unwrap();
-        let mut model = WithGroups::new(Memory::new(limits, clock.clone(), 7), Some(groups));
+        let groups = Groups::open(Memory::new(of_logs, clock.clone(), 7).shared(), of_members, clock.clone()).unwrap();
+        let mut model = WithGroups::new(Memory::new(limits, clock.clone(), 7).shared(), Some(groups));
         let mut dice = SmallRng::seed_from_u64(seed);
         let mut stamps = Vec::new();
         for step in 0..900 {

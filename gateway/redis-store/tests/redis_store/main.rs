@@ -3,6 +3,7 @@
 mod again;
 mod groups;
 mod imports;
+mod losses;
 
 #[path = "../../../../router/tests/router/support/redis_cluster.rs"]
 mod redis_cluster;
@@ -17,7 +18,8 @@ use std::time::Duration;
 use trunkline_redis_store::{RedisStore, Settings, StoreSync};
 use trunkline_router::redis::RedisConfig;
 use trunkline_store::{
-    Answer, Limits, Memory, Opened, Record, Refusal, Reply, Request, Source, Store, StoreMail, WhenFull, stamp_at,
+    Answer, Clock, Limits, Memory, Opened, Record, Refusal, Reply, Request, Source, Store, StoreMail, WhenFull,
+    stamp_at,
 };
 
 const BEGIN_MS: u64 = 1_760_000_000_000;
@@ -52,19 +54,24 @@ fn limits() -> Limits {
 
 fn settings(redis: &RedisCluster, limits: Limits, sync: Option<StoreSync>, clock_ms: &Arc<AtomicU64>) -> Settings {
     let time = clock_ms.clone();
+    let clock: Clock = Arc::new(move || time.load(Ordering::Relaxed));
     Settings {
         redis: RedisConfig::parse(&redis.url()).unwrap(),
         sync,
         limits,
         groups: groups::bounds(),
-        clock: Arc::new(move || time.load(Ordering::Relaxed)),
+        time: Some(clock.clone()),
+        clock,
     }
 }
 
 impl Running {
     fn start(redis: &RedisCluster, limits: Limits, sync: Option<StoreSync>) -> Self {
         let clock_ms = Arc::new(AtomicU64::new(BEGIN_MS));
-        let settings = settings(redis, limits, sync, &clock_ms);
+        Running::start_with(settings(redis, limits, sync, &clock_ms), clock_ms)
+    }
+
+    fn start_with(settings: Settings, clock_ms: Arc<AtomicU64>) -> Self {
         let mail = StoreMail::new(StoreMail::BYTES_MAX);
         let (sender, answers) = channel();
         let give = move |source, batch| drop(sender.send((source, batch)));
@@ -159,8 +166,9 @@ fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Requ
         },
         80..91 => Request::Cursor { user, device, device_epoch: 0, stamp },
         91 => Request::Seen { user, device, device_epoch: 0 },
-        92..94 => Request::Devices { user, token },
-        94 => Request::Forget { user, device, token },
+        92 => Request::Gap { user, stamp },
+        93 => Request::Devices { user, token },
+        94 => Request::Forget { user, device, device_epoch: 0, token },
         95 => {
             let device = format!("device {}", dice.random_range(0..5)).into();
             Request::LogOut { user, device, number: dice.random() }
@@ -176,6 +184,7 @@ fn comparable(reply: Reply) -> Reply {
         Reply::Opened(opened) => Reply::Opened(Opened { store_epoch: 0, device_epoch: 0, ..opened }),
         Reply::Devices(mut devices) => {
             devices.sort_by_key(|device| device.device);
+            devices.iter_mut().for_each(|device| device.device_epoch = 0);
             Reply::Devices(devices)
         }
         other => other,
@@ -187,6 +196,7 @@ fn known_devices(request: &Request, epochs: &BTreeMap<(u64, u16), [u32; 2]>) -> 
     match request {
         Request::Read { user, device, .. }
         | Request::Cursor { user, device, .. }
+        | Request::Forget { user, device, .. }
         | Request::Seen { user, device, .. } => epochs.get(&(*user, *device)).copied().unwrap_or_default(),
         _ => [0; 2],
     }
@@ -196,6 +206,7 @@ fn with_epoch(request: &Request, epoch: u32) -> Request {
     let mut request = request.clone();
     if let Request::Read { device_epoch, .. }
     | Request::Cursor { device_epoch, .. }
+    | Request::Forget { device_epoch, .. }
     | Request::Seen { device_epoch, .. } = &mut request
     {
         *device_epoch = epoch;
@@ -210,7 +221,7 @@ fn redis_and_memory_answer_alike() {
         let limits = Limits { when_full, ..limits() };
         let running = Running::start(&redis, limits.clone(), None);
         let time = running.clock_ms.clone();
-        let mut model = Memory::new(limits, Arc::new(move || time.load(Ordering::Relaxed)), 7);
+        let mut model = Memory::new(limits, Arc::new(move || time.load(Ordering::Relaxed)), 7).shared();
         let mut dice = SmallRng::seed_from_u64(seed);
         let mut stamps = Vec::new();
         // The epochs of devices, by user and number, of both stores.
@@ -315,7 +326,10 @@ fn a_logout_is_remembered_and_a_position_is_not_lost_with_it() {
     cursor(&first, open().last);
     assert_eq!(open().pending, 0);
     // When it has been forgotten, and another one has its name and number, that is no more so.
-    running.ask(0, Request::Forget { user: 60, device: first.device, token: 1 });
+    running.ask(0, {
+        let Opened { device, device_epoch, .. } = after;
+        Request::Forget { user: 60, device, device_epoch, token: 1 }
+    });
     let anew = open();
     assert!(!anew.known && anew.device == first.device);
     assert!(matches!(running.append(0, 60, 2, false), Reply::Stored { .. }));

@@ -77,6 +77,7 @@ impl Embedded {
             stats: Arc::default(),
             limits,
             clock,
+            uptime: None,
         };
         store.count_tables(whole, &mut damages);
         let mut reading = ReadBack { store: &mut store, log_from };
@@ -173,7 +174,7 @@ impl Embedded {
     /// messages is told.
     fn own_up(&mut self, damages: &[String]) {
         Stats::add(&self.stats.damages, damages.len() as u64);
-        self.stats.set_trouble(Some(damages.join("; ")));
+        self.stats.set_damage(damages.join("; "));
         // What is lost may have had later stamps than all that is left.
         self.gap = self.gap.max(self.high).max(stamp_at(self.now_ms()));
         self.gap_is_logged = false;

@@ -30,6 +30,8 @@ const EMPTIED_MAX: usize = 1 << 18;
 /// What is under way, and when what is due.
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
+    /// What the clock showed when it was looked at last.
+    pub(super) now_ms: u64,
     /// When the log is tried again.
     pub(super) retry_ms: u64,
     /// A message was refused since the store has its size.
@@ -47,6 +49,21 @@ pub(super) struct Upkeep {
     sweep_ms: u64,
     /// The table that is looked through, by its last generation, and the next block.
     sweep: Option<(u64, usize)>,
+}
+
+impl Upkeep {
+    /// The clock has been set back by so much.
+    pub(super) fn set_back(&mut self, ms: u64) {
+        for due_ms in [
+            &mut self.retry_ms,
+            &mut self.cut_ms,
+            &mut self.flush_retry_ms,
+            &mut self.merge_retry_ms,
+            &mut self.sweep_ms,
+        ] {
+            *due_ms = due_ms.saturating_sub(ms);
+        }
+    }
 }
 
 impl Embedded {
@@ -228,7 +245,7 @@ impl Embedded {
         let footer = Footer { log_from, batch_from, high, ..footer };
         // Long after any device of such a user was forgotten.
         let age_ms = self.limits.message_age_ms_max.max(self.limits.device_unseen_ms_max).saturating_mul(3);
-        let drop_before = if start == 0 { stamp_at(self.now_ms().saturating_sub(age_ms)) } else { 0 };
+        let drop_before = if start == 0 { stamp_at(self.aging_ms().saturating_sub(age_ms)) } else { 0 };
         self.upkeep.merging = true;
         self.executor.start(Job::Merge { footer, inputs, drop_before, stop: self.upkeep.stop.clone() });
     }
@@ -257,7 +274,7 @@ impl Embedded {
     /// Looks through tables for users whose messages are too old, some blocks at a time.
     fn sweep_if_due(&mut self) -> Option<u64> {
         let now_ms = self.now_ms();
-        let oldest = stamp_at(now_ms.saturating_sub(self.limits.message_age_ms_max));
+        let oldest = stamp_at(self.aging_ms().saturating_sub(self.limits.message_age_ms_max));
         let Some((generation, block)) = self.upkeep.sweep else {
             if self.tables.is_empty() {
                 return None;

@@ -107,6 +107,18 @@ impl Embedded {
         Ok(())
     }
 
+    /// Messages of a user, up to a stamp, were given up before they got here. The end of the log moves there, so that
+    /// whoever has got them, or was told, gets past it.
+    pub(super) fn note_gap(&mut self, user: u64, stamp: u64) -> io::Result<()> {
+        let mut at = self.locate(user)?;
+        if at.state.note_gap(stamp) {
+            at.totals.last = at.totals.last.max(stamp);
+            self.high = self.high.max(stamp);
+            self.keep(user, &at);
+        }
+        Ok(())
+    }
+
     /// A merge found damage.
     pub(super) fn damaged_in_merge(&mut self, user: u64, stamp: u64) -> io::Result<()> {
         let mut at = self.locate(user)?;
@@ -229,7 +241,7 @@ impl Embedded {
 
     /// Lets go what the user's devices have and what is too old, and forgets devices that stay away.
     pub(super) fn tidy(&mut self, user: u64, at: &mut Located) -> io::Result<()> {
-        let now_ms = self.now_ms();
+        let now_ms = self.aging_ms();
         let forgotten = at.state.forget_unseen(now_ms, &self.limits);
         Stats::add(&self.stats.devices_forgotten, forgotten);
         let mut changed = forgotten > 0;
@@ -290,8 +302,11 @@ impl Embedded {
         if login.registered {
             self.registered.insert(device);
         }
-        if login.registered || login.touched {
+        if login.registered || (login.touched && !self.has_too_many_changes()) {
             self.keep(user, &at);
+        } else if login.touched {
+            // It is seen again.
+            Stats::add(&self.stats.cursors_dropped, 1);
         }
         let cursor = login.opened.cursor;
         let passed = if cursor <= at.state.floor {
@@ -367,13 +382,13 @@ impl Embedded {
         })))
     }
 
-    pub(super) fn forget(&mut self, user: u64, device: u16) -> io::Result<Staged> {
+    pub(super) fn forget(&mut self, user: u64, device: (u16, u32)) -> io::Result<Staged> {
         let mut at = self.locate(user)?;
         if at.state.forget(device) {
             self.keep(user, &at);
             self.tidy(user, &mut at)?;
         }
-        Ok(Staged::Durable(Reply::Done))
+        Ok(Staged::Durable(Reply::Devices(at.state.devices())))
     }
 
     pub(super) fn delete(&mut self, user: u64) -> io::Result<Staged> {

@@ -639,7 +639,8 @@ impl<S: Store> Groups<S> {
         }
         let due_ms = self.marks_since_ms + MARK_DELAY_MS;
         let now_ms = self.now_ms();
-        if now_ms >= due_ms {
+        // The clock may have been set back since the first one came.
+        if now_ms >= due_ms || now_ms < self.marks_since_ms {
             self.write_marks();
             return next;
         }

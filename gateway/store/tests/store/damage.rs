@@ -24,6 +24,7 @@ fn filled(disk: &SimDisk, hands: &Hands) -> Vec<(u64, u64)> {
 /// What is lost of what was promised is told as truncated to whoever asks for it, and nothing false is shown.
 fn check(disk: &SimDisk, limits: &Limits, hands: &Hands, promised: &[(u64, u64)]) -> u64 {
     let mut store = open(disk, limits, hands);
+    let is_damaged = store.stats().damages.load(Ordering::Relaxed) > 0;
     let mut lost = 0;
     for user in 1..=9 {
         let there = everything(&mut store, user);
@@ -42,6 +43,8 @@ fn check(disk: &SimDisk, limits: &Limits, hands: &Hands, promised: &[(u64, u64)]
         let last = promised.iter().filter(|(of, _)| *of == user).map(|(_, stamp)| *stamp).max().unwrap();
         assert!(stored(&mut store, user, record(now_stamp(hands), 1_000, 5)) > last, "stamps went back");
     }
+    store.close();
+    assert_eq!(store.stats().damage().is_some(), is_damaged, "it is shown until the process ends");
     if lost > 0 {
         assert!(store.stats().damages.load(Ordering::Relaxed) > 0, "nobody counted it");
     }

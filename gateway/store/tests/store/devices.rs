@@ -151,7 +151,10 @@ fn what_a_device_had_when_it_logged_out_is_not_lost_because_it_is_told_later() {
     let since = open_device(&mut store, 1, "phone");
     assert_ne!(since.device_epoch, phone.device_epoch);
     assert_eq!((since.cursor, since.pending), (stamps[0], 1));
-    ask(&mut store, Request::Forget { user: 1, device: phone.device, token: 1 });
+    let Opened { device, device_epoch, .. } = since;
+    ask(&mut store, Request::Forget { user: 1, device, device_epoch: device_epoch + 7, token: 1 });
+    assert!(open_device(&mut store, 1, "phone").known, "the number is another one's");
+    ask(&mut store, Request::Forget { user: 1, device, device_epoch, token: 1 });
     let anew = open_device(&mut store, 1, "phone");
     for epoch in [phone.device_epoch, since.device_epoch] {
         ask(&mut store, cursor(1, &Opened { device_epoch: epoch, ..anew }, stamps[1]));

@@ -43,6 +43,29 @@ fn a_failed_disk_refuses_and_comes_back_by_itself() {
     }
 }
 
+#[test]
+fn logins_of_known_devices_take_no_memory_without_bound_while_the_disk_does_not_write() {
+    let (disk, hands) = (SimDisk::new(), Hands::new());
+    let limits = Limits { recent_bytes_max: 8_000, ..small() };
+    let mut store = open(&disk, &limits, &hands);
+    const USERS: u64 = 400;
+    for user in 1..=USERS {
+        open_device(&mut store, user, "phone");
+        store.tick();
+    }
+    // So much later a login is worth noting.
+    hands.pass(3_600_001);
+    disk.set_fault(Some(Fault::ReadOnly));
+    for user in 1..=USERS {
+        assert!(open_device(&mut store, user, "phone").known);
+        hands.pass(1);
+        store.tick();
+    }
+    let recent = store.stats().recent_bytes.load(Ordering::Relaxed);
+    assert!(recent <= 5 * limits.recent_bytes_max, "{recent} bytes");
+    assert!(store.stats().cursors_dropped.load(Ordering::Relaxed) > 0);
+}
+
 /// The kernel drops what it could not write, and calls the next sync a success. Who goes on in the same file loses what
 /// it answered next.
 #[test]

@@ -1,5 +1,6 @@
 //! What a store promises, on simulated and on real disks.
 
+mod clock;
 mod cuts;
 mod damage;
 mod devices;

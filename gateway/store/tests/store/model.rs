@@ -14,8 +14,9 @@ type DeviceEpochs = BTreeMap<(u64, u16), Vec<[u32; 2]>>;
 /// A request as the store in memory has to get it.
 fn for_model(request: &Request, epochs: &DeviceEpochs) -> Request {
     let mut request = request.clone();
-    if let Request::Cursor { user, device, device_epoch, .. } | Request::Seen { user, device, device_epoch } =
-        &mut request
+    if let Request::Cursor { user, device, device_epoch, .. }
+    | Request::Forget { user, device, device_epoch, .. }
+    | Request::Seen { user, device, device_epoch } = &mut request
     {
         let known = epochs.get(&(*user, *device)).into_iter().flatten().rev();
         *device_epoch = known.copied().find(|[own, _]| own == device_epoch).map_or(0, |[_, models]| models);
@@ -67,8 +68,9 @@ fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64], epochs: &DeviceEpochs
         },
         82..93 => Request::Cursor { user, device, device_epoch, stamp },
         93 => Request::Seen { user, device, device_epoch },
-        94..96 => Request::Devices { user, token },
-        96 => Request::Forget { user, device, token },
+        94 => Request::Gap { user, stamp },
+        95 => Request::Devices { user, token },
+        96 => Request::Forget { user, device, device_epoch, token },
         97 if dice.below(4) == 0 => Request::Delete { user, token },
         _ => Request::Inspect { user, claims: false, token },
     }
@@ -102,6 +104,10 @@ fn compare(seed: u64, limits: &Limits, reopen: bool) {
         store.apply(&mut batch.clone(), &mut |source, answer| given.push((source, answer)));
         let epoch_of = |(_, answer): &mut (_, Answer)| match &mut answer.reply {
             Reply::Opened(opened) => std::mem::take(&mut opened.device_epoch),
+            Reply::Devices(devices) => {
+                devices.iter_mut().for_each(|device| device.device_epoch = 0);
+                0
+            }
             _ => 0,
         };
         let of_model: Vec<u32> = expected.iter_mut().map(epoch_of).collect();

@@ -25,6 +25,9 @@ impl Hands {
     pub(crate) fn now_ms(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+    pub(crate) fn set_back(&self, ms: u64) {
+        self.0.fetch_sub(ms, Ordering::Relaxed);
+    }
     pub(crate) fn pass(&self, ms: u64) {
         self.0.fetch_add(ms, Ordering::Relaxed);
     }

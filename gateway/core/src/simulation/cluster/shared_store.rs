@@ -110,10 +110,10 @@ impl SharedStore {
         let time = Arc::clone(&clock);
         let time: Clock = Arc::new(move || time.load(Ordering::Relaxed));
         let limits = Limits::default();
-        let logs = Memory::new(group_store_limits(&limits, 100_000, u64::MAX), time.clone(), seed | 1);
+        let logs = Memory::new(group_store_limits(&limits, 100_000, u64::MAX), time.clone(), seed | 1).shared();
         let groups = Groups::open(logs, GroupLimits::default(), time.clone()).expect("memory can be read");
         SharedStore {
-            both: WithGroups::new(Memory::new(limits, time, seed | 1), Some(groups)),
+            both: WithGroups::new(Memory::new(limits, time, seed | 1).shared(), Some(groups)),
             clock,
             ways: BTreeMap::new(),
             views: BTreeMap::new(),

@@ -1,6 +1,7 @@
 //! The store of a simulated node: in memory, late, sometimes out of order, and cut off from its node by a crash.
 
 use super::super::node::Node;
+use super::super::planted::{Bug, planted};
 use crate::desk::{ShardStore, StoreAnswers};
 use crate::io::sim::Rng;
 use std::sync::Arc;
@@ -44,9 +45,11 @@ impl SimStore {
         let time: Clock = Arc::new(move || time.load(Ordering::Relaxed));
         let logs = Memory::new(group_store_limits(&limits, 10_000, u64::MAX), time.clone(), seed | 1);
         let groups = open(logs, &clock);
+        let inboxes = Memory::new(limits, time, seed | 1);
+        let inboxes = if planted(Bug::PulledBack) { inboxes.shared() } else { inboxes };
         SimStore {
             groups: groups.stats().clone(),
-            both: WithGroups::new(Memory::new(limits, time, seed | 1), Some(groups)),
+            both: WithGroups::new(inboxes, Some(groups)),
             clock,
             mail: StoreMail::new(mail_bytes_max),
             answers: StoreAnswers::new(0),
