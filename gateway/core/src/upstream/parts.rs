@@ -108,7 +108,7 @@ mod tests {
         let body = b"one\ntwo and more\r\n\n\nthree";
         for at in 0..body.len() {
             for next in at..body.len() {
-                let mut splitter = Splitter::new(Parts::Lines, 12);
+                let mut splitter = Splitter::new(Parts::Lines, 13);
                 let mut parts = Vec::new();
                 for piece in [&body[..at], &body[at..next], &body[next..]] {
                     parts.extend(splitter.push(piece).expect("no line is too long"));
