@@ -50,7 +50,7 @@ fn the_library_calls_serves_and_pushes() {
                     }
                 })
                 .serve_in_parts(SERVICE + 1, |request: Request, parts: Parts| async move {
-                    let too_long = parts.send(vec![0; 70_000]).await;
+                    let too_long = parts.send(vec![0_u8; 70_000]).await;
                     assert!(matches!(too_long, Err(ServiceError::AnswerTooLarge { .. })), "{too_long:?}");
                     for word in request.body.split(|byte| *byte == b' ') {
                         parts.send(word.to_vec()).await.expect("there is a link");

@@ -193,7 +193,9 @@ fn calls_go_to_http_servers_and_every_one_gets_what_its_answer_means() {
         let connections: Vec<usize> = one.ledger().iter().map(|got| got.connection).collect();
         assert!(connections[..8].iter().all(|connection| *connection == 0), "one connection is kept: {connections:?}");
 
-        for (says, parts, last) in [("parts", &["one", "two", "three"][..], 0), ("parts break", &["one", "two"], 25)] {
+        for (says, parts, last) in
+            [("parts", &["one", "two", "three"][..], 0), ("parts break", &["one", "two"][..], 25)]
+        {
             id += 1;
             client.write(&call(7, id, call_flags::SAFE, says));
             for part in parts {
