@@ -132,7 +132,7 @@ fn events_kept_in_redis_outlive_a_process_that_is_killed() {
     std::fs::create_dir_all(folder.path()).expect("a folder");
     let secret_file = format!("{}/hook.key", folder.path());
     std::fs::write(&secret_file, format!("whsec_{SECRET}\n")).expect("a file");
-    let webhook = format!("http://{}/hook,secret_file={secret_file},events=message.stored", receiver.address);
+    let webhook = format!("http://{}/hook?a=1,secret_file={secret_file},events=message.stored", receiver.address);
     let mut fleet = Fleet::start(&["hooked"], &["--store", "redis", "--webhook", &webhook]);
     let mut stored = HashMap::new();
     store_some(&mut login(fleet.node(0)), &mut stored);
