@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Back-ends that accept and never answer, and what messages between clients feel of it. Arguments: the gateway, and the bench.
 
-A gateway on one core has a service with an HTTP server and a webhook that is told of every message. In half of the
-rounds both answer; in the others both take connections and say nothing. All the time callers call at a rate that fills
-all connections and the queue of a server that hangs, and `bench rate` has clients send to each other. Rounds alternate.
+A gateway on one core, the only node of a cluster, has a service with an HTTP server and a webhook that is told of
+every message. In half of the rounds both answer; in the others both take connections and say nothing. All the time
+callers call at a rate that fills all connections and the queue of a server that hangs, and `bench rate` has clients
+send to each other. Rounds alternate.
 
 Looked at: the p99 of messages in rounds that hang against those that do not (the goal is a ratio of 1.1 at most), that
 each call gets exactly one REPLY, one of 14 or 24 where the server hangs, that queue, bytes and memory stay within their
-bounds, and that the node stays ready with no shard stuck.
+bounds, that the node stays ready with no shard stuck, and that it renews its lease with every beat. Needs redis-server.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -38,6 +41,7 @@ UPSTREAM_BYTES, HOOK_BYTES = 16 << 20, 4 << 20
 # What else a gateway may grow by while it works: buffers of connections that come, tables that grow.
 SLACK_BYTES = 64 << 20
 DONE, OVERLOADED, TIMED_OUT = 0, 14, 24
+LEASE_S = 5
 
 
 class BackEnd(asyncio.Protocol):
@@ -135,13 +139,56 @@ class Callers:
             self.faults["a call without a REPLY"] += len(self.open)
 
 
+def free_ports(count):
+    """Ports of this host that nobody has just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class Redis:
+    """A Redis Cluster of one server, in which the node has its lease."""
+
+    def __init__(self):
+        self.process = None
+
+    async def start(self, folder):
+        self.port, bus = free_ports(2)
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+        command += ["--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", str(bus)]
+        with open(folder / "redis.log", "wb") as log:
+            self.process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+        await self.until(b"PONG", "PING")
+        await self.ask("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        await self.until(b"cluster_state:ok", "CLUSTER", "INFO")
+
+    async def ask(self, *words):
+        command = ["redis-cli", "-h", "127.0.0.1", "-p", str(self.port), *words]
+        asked = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        return (await asked.communicate())[0]
+
+    async def until(self, answer, *words):
+        deadline = time.monotonic() + PATIENCE_S
+        while answer not in await self.ask(*words):
+            if self.process.returncode is not None or time.monotonic() > deadline:
+                raise Wrong(f"redis-server does not say {answer.decode()} to {' '.join(words)}")
+            await asyncio.sleep(0.05)
+
+
 class Round:
     def __init__(self, arguments, mode, folder):
         self.arguments, self.mode, self.folder = arguments, mode, folder
         self.faults = collections.Counter()
         self.most = collections.Counter()
+        self.least_lease_s = LEASE_S
 
     async def start(self):
+        await self.redis.start(self.folder)
         cores = sorted(os.sched_getaffinity(0))
         script, pipe = str(Path(__file__).resolve()), asyncio.subprocess.PIPE
         self.back_end = await asyncio.create_subprocess_exec(sys.executable, script, "--serve", self.mode, stdout=pipe)
@@ -154,6 +201,12 @@ class Round:
         hook = f"http://127.0.0.1:{back}/hook,secret_file={secret},events=message.* session.*,timeout_ms={HOOK_TIMEOUT_MS}"
         command = [self.arguments.gateway, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--shards", "1"]
         command += ["--connections-max", "10000", "--service", service, "--webhook", hook, "--log", "warn"]
+        cluster_secret = self.folder / "cluster.secret"
+        cluster_secret.write_text(os.urandom(32).hex())
+        cluster_secret.chmod(0o600)
+        command += ["--node", "hung", "--redis", f"redis-cluster://127.0.0.1:{self.redis.port}"]
+        command += ["--lease-secs", str(LEASE_S)]
+        command += ["--mesh", f"127.0.0.1:{free_ports(1)[0]}", "--cluster-secret-file", str(cluster_secret)]
         command += ["--upstream-bytes-max", str(UPSTREAM_BYTES), "--webhook-bytes-max", str(HOOK_BYTES)]
         # Shard and services thread share a core: that is where a back-end could be felt most.
         confine = lambda: os.sched_setaffinity(0, cores[:1])
@@ -169,6 +222,11 @@ class Round:
             if found := re.match(r"http on 127\.0\.0\.1:(\d+)", line):
                 self.http = int(found[1])
         self.rest = asyncio.create_task(self.process.stdout.read())
+        deadline = time.monotonic() + PATIENCE_S
+        while not await asyncio.to_thread(self.is_ready):
+            if time.monotonic() > deadline:
+                raise Wrong("the node did not become ready")
+            await asyncio.sleep(0.05)
 
     def metrics(self):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/metrics", timeout=PATIENCE_S) as answer:
@@ -179,6 +237,13 @@ class Round:
             for label in re.findall(r'(?:outcome|end)="[^"]*"', labels):
                 sums[f"{name} {label}"] += float(value)
         return sums
+
+    def is_ready(self):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{self.http}/readyz", timeout=PATIENCE_S).close()
+            return True
+        except OSError:
+            return False
 
     def rss(self):
         return int(re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())[1]) << 10
@@ -191,6 +256,7 @@ class Round:
             "trunkline_upstream_bytes": UPSTREAM_BYTES,
             "trunkline_webhook_bytes": HOOK_BYTES,
             "trunkline_shards_stuck": 0,
+            "trunkline_cluster_fenced": 0,
         }
         while not ending.is_set():
             metrics = await asyncio.to_thread(self.metrics)
@@ -198,10 +264,8 @@ class Round:
                 self.most[name] = max(self.most[name], metrics[name])
                 self.faults[f"{name} above {most:,}"] += metrics[name] > most
             self.most["rss"] = max(self.most["rss"], self.rss())
-            try:
-                await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{self.http}/readyz", timeout=PATIENCE_S)
-            except OSError:
-                self.faults["the node was not ready"] += 1
+            self.least_lease_s = min(self.least_lease_s, metrics["trunkline_cluster_lease_seconds"])
+            self.faults["the node was not ready"] += not await asyncio.to_thread(self.is_ready)
             await asyncio.sleep(0.5)
 
     async def bench(self):
@@ -218,6 +282,7 @@ class Round:
     async def run(self):
         tasks, ending = [], asyncio.Event()
         self.process = self.back_end = None
+        self.redis = Redis()
         try:
             await self.start()
             callers = Callers(self.port, self.arguments.calls)
@@ -239,7 +304,7 @@ class Round:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for process in (self.process, self.back_end):
+            for process in (self.process, self.back_end, self.redis.process):
                 if process and process.returncode is None:
                     process.kill()
                     await process.wait()
@@ -259,12 +324,19 @@ class Round:
             faults[f"the queue was never full: raise --calls (most {full})"] += full != (QUEUE, CONNECTIONS)
             faults["no call ended with its time-out"] += not statuses[TIMED_OUT]
             faults["the webhook was delivered something"] += metrics['trunkline_webhook_events_total end="delivered"'] > 0
+        of_lease = lambda outcome: int(metrics[f'trunkline_cluster_renewals_total outcome="{outcome}"'])
+        renewed, failed, missed = of_lease("renewed"), of_lease("failed"), of_lease("missed")
+        faults["the lease was never renewed"] += renewed < 2
+        faults["a renewal of the lease failed"] += failed
+        faults["a renewal of the lease was missed"] += missed
         grown = most["rss"] - before
         faults[f"memory has grown by {grown >> 20} MiB"] += grown > UPSTREAM_BYTES + HOOK_BYTES + SLACK_BYTES
         print(f"  {callers.sent:,} calls: " + ", ".join(f"status {status} {count:,}" for status, count in sorted(statuses.items())))
         waiting = most["trunkline_upstream_calls_waiting"]
         print(f"  most at once: {waiting:.0f} calls waiting, {most['trunkline_webhook_bytes'] / 1024:.0f} KiB of events; "
               f"memory {before >> 20} MiB and {grown >> 20} more")
+        print(f"  {renewed:,} renewals of the lease, {missed:,} missed, {failed:,} failed; "
+              f"it had {self.least_lease_s:.1f} of {LEASE_S} s left at least")
 
 
 def main():
@@ -280,6 +352,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.serve:
         return asyncio.run(serve(arguments.serve))
+    if not shutil.which("redis-server") or not shutil.which("redis-cli"):
+        parser.error("redis-server and redis-cli are needed: scripts/setup.sh")
     if not arguments.gateway or not arguments.bench:
         parser.error("say which gateway and which bench")
     if not (1 <= arguments.rounds <= 100 and 1 <= arguments.secs <= 600 and 1 <= arguments.calls <= 10_000):

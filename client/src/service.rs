@@ -24,12 +24,15 @@
 //! [`ServiceBuilder::pusher`], since it is there before the worker is; and [`ServiceBuilder::on_error`] hears of links
 //! that break.
 //!
+//! A handler of [`ServiceBuilder::serve_in_parts`] answers in [`Parts`], each of which its caller gets at once.
+//!
 //! A worker has one link for each shard of its gateway, 16 at most, so that no call needs a step between shards; a link
 //! that breaks is made again. A request whose caller is gone is given up: the future of its handler is dropped at the
 //! next await. One that runs when its link breaks goes on, and its answer finds nobody: its caller has been told that
 //! the outcome is unknown, or another worker has it by now.
 
 mod door;
+mod parts;
 mod push;
 mod shares;
 
@@ -54,6 +57,7 @@ use trunkline_proto::{
     encode_message,
 };
 
+pub use parts::Parts;
 pub use push::{Push, Pusher};
 pub use trunkline_proto::{CallHead, PushReport};
 
@@ -157,9 +161,9 @@ pub enum ServiceError {
         /// That service.
         service: u16,
     },
-    /// An answer does not fit into a frame of this gateway, and was left out: its caller is told when the time for the
-    /// call is over that nobody knows what was done ([`crate::Error::Call`] with 24). Only
-    /// [`ServiceBuilder::on_error`] hears of it.
+    /// An answer, or a part of one, does not fit into a frame of this gateway, and was left out. Of a whole answer
+    /// only [`ServiceBuilder::on_error`] hears; its caller is told when the time for the call is over that nobody knows
+    /// what was done ([`crate::Error::Call`] with 24).
     AnswerTooLarge {
         /// Its size.
         bytes: usize,
@@ -200,7 +204,7 @@ impl From<io::Error> for ServiceError {
 }
 
 type OnError = Arc<dyn Fn(&ServiceError) + Send + Sync>;
-type Handler = Arc<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
+type Handler = Arc<dyn Fn(Request, Parts) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
 
 /// A worker to be started.
 pub struct ServiceBuilder {
@@ -322,7 +326,33 @@ impl ServiceBuilder {
         H: Fn(Request) -> F + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
-        self.handlers.insert(service, Arc::new(move |request| Box::pin(handler(request))));
+        self.handlers.insert(service, Arc::new(move |request, _parts| Box::pin(handler(request))));
+        self
+    }
+
+    /// [`Self::serve`] with answers in parts: those that the handler sends, and what it returns as the last one.
+    ///
+    /// ```
+    /// use trunkline_client::service::{Answer, Parts, Request, Service};
+    ///
+    /// async fn words(request: Request, parts: Parts) -> Answer {
+    ///     for word in request.body.split(|byte| *byte == b' ') {
+    ///         if parts.send(word.to_vec()).await.is_err() {
+    ///             break;
+    ///         }
+    ///     }
+    ///     Answer::ok("that is all")
+    /// }
+    /// let builder = Service::connect("127.0.0.1:7791", "words-1").serve_in_parts(7, words);
+    /// # drop(builder);
+    /// ```
+    #[must_use]
+    pub fn serve_in_parts<H, F>(mut self, service: u16, handler: H) -> Self
+    where
+        H: Fn(Request, Parts) -> F + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        self.handlers.insert(service, Arc::new(move |request, parts| Box::pin(handler(request, parts))));
         self
     }
 
@@ -534,6 +564,11 @@ enum Out {
     Answer {
         id: u64,
         answer: Answer,
+    },
+    /// A part of an answer, before the last one.
+    Part {
+        id: u64,
+        body: Bytes,
     },
     /// A handler has panicked.
     Gone {
@@ -995,6 +1030,12 @@ impl LinkSession {
         encode(&mut self.outbound, &Header { kind, flags, aux, id, peer, stamp: 0 }, body);
     }
 
+    /// The longest answer, or part of one, that fits into a frame of this gateway.
+    fn answer_bytes_max(&self) -> usize {
+        let frame_bytes_max = self.max_frame.saturating_sub(HEAD_BYTES_MAX) as usize;
+        frame_bytes_max.saturating_sub(trunkline_proto::HEADER_LONG)
+    }
+
     fn send(&mut self, out: Out) {
         match out {
             Out::Answer { id, answer: Answer { status, flags, body } } => {
@@ -1002,13 +1043,18 @@ impl LinkSession {
                 if self.running.remove(&id).is_none() {
                     return;
                 }
-                let frame_bytes_max = self.max_frame.saturating_sub(HEAD_BYTES_MAX) as usize;
-                let bytes_max = frame_bytes_max.saturating_sub(trunkline_proto::HEADER_LONG);
+                let bytes_max = self.answer_bytes_max();
                 if body.len() <= bytes_max {
                     self.put(Kind::Answer, flags, status, id, 0, &body);
                 } else {
                     // An empty one would look like an answer. This call, too, is left to the gateway's clock.
                     self.shared.tell(&ServiceError::AnswerTooLarge { bytes: body.len(), bytes_max });
+                }
+            }
+            Out::Part { id, body } => {
+                // What was cancelled meanwhile is nobody's.
+                if self.running.contains_key(&id) {
+                    self.put(Kind::Answer, call_flags::MORE, 0, id, 0, &body);
                 }
             }
             // Its call is left to the gateway's clock, which tells the truth: nobody knows what was done.
@@ -1084,9 +1130,10 @@ impl LinkSession {
             return self.put(Kind::Answer, call_flags::NOT_BEGUN, 0, frame.id, 0, &[]);
         };
         let id = frame.id;
+        let parts = Parts { id, out: out.clone(), bytes_max: self.answer_bytes_max() };
         let task = tokio::spawn(async move {
             let mut owed = Owed { id, out: Some(out) };
-            let answer = handler(request).await;
+            let answer = handler(request, parts).await;
             if let Some(out) = owed.out.take() {
                 // Without its link nobody waits for it.
                 drop(out.send(Out::Answer { id, answer }).await);

@@ -17,6 +17,7 @@ use crate::portal::FATE_BYTES;
 use crate::presence_log::log_bytes;
 use crate::push::api::{BATCHES_MAX, BODIES_BYTES_MAX, LINES_MAX};
 use crate::push::{OPEN_BYTES, RATES_BYTES, WINDOW_BYTES};
+use crate::pushed::PUSHED_BYTES;
 use crate::senders::SEND_CLAIM_BYTES;
 use crate::services::{CALL_BYTES, PUSHES_OPEN_MAX};
 use crate::services_thread::{CONNECTION_BYTES, CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX};
@@ -415,6 +416,14 @@ impl Budget {
                     size(log)
                 ),
                 flags: &["--presence-queue-max"],
+            });
+        }
+        if limits.pushes_open_max > 0 || presence_queue.is_some() {
+            terms.push(Term {
+                name: "pushes remembered",
+                bytes: PUSHED_BYTES * shards,
+                how: format!("{shards} shards with {} of pushes that may come again", size(PUSHED_BYTES)),
+                flags: &["--shards"],
             });
         }
         if limits.store_after_ms > 0 {

@@ -10,6 +10,7 @@
 //! | `audit.rs` | does Redis hold the sessions of this node as they are? |
 //! | `rival.rs` | a login that lost against another: which of the two is right? |
 //! | `relay.rs` | presence is written to Redis, or through a peer that reaches it |
+//! | `renewals.rs` | how regularly the lease is renewed |
 //! | `task.rs` | the task that asks Redis and shards, and tells them |
 //! | `state.rs` | what the rest of the process may know, at any time and from any thread |
 //! | `links.rs` | the links of all shards to each other node |
@@ -39,6 +40,7 @@ mod place;
 mod reach;
 mod reader;
 mod relay;
+mod renewals;
 mod rival;
 mod state;
 mod task;
@@ -51,6 +53,7 @@ pub use audit::AuditStatus;
 pub use exposition::write_cluster;
 pub use place::Place;
 pub use reader::ClusterReader;
+pub use renewals::RenewalCounts;
 pub use state::{ClusterState, ClusterStatus, Differs, RedisStatus, Refused, fenced_word};
 
 use crate::config::{ClusterConfig, ClusterSecret, MeshEncryptionKind, RedisDown};

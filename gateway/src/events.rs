@@ -8,7 +8,7 @@
 //! | the core's `events` | an event: its types, its bytes, its JSON; the way from a shard to here |
 //! | `spec` | what the configuration says of a webhook |
 //! | `hub` | which event waits for which webhook, what is sent next, what an answer means. No I/O and no clock |
-//! | `log` | a log in files, so that events outlive the process; `writer` is its thread |
+//! | `log` | a log in files, so that events outlive the process; `redis_log` the same in Redis; `writer` is its thread |
 //! | `sign` | secrets and signatures |
 //! | `client` | one HTTP request |
 //! | `driver` | the loop between all of these, on the services thread |
@@ -20,11 +20,13 @@ pub(crate) mod client;
 mod driver;
 mod hub;
 mod log;
+mod redis_log;
 mod sign;
 mod spec;
 mod writer;
 
 pub(crate) use driver::{WebhookDriver, WebhookDriverConfig, changed};
+pub use redis_log::EventsInRedis;
 pub(crate) use sign::Secrets;
 pub use spec::WebhookSpec;
 pub(crate) use spec::{judge_ca_file, number, receiver, shown};

@@ -36,6 +36,6 @@ pub use trunkline_core::{
     addresses, auth, control, desk, limits, metrics, portal, presence_log, reason, services, transport, waker, wheel,
 };
 pub(crate) use trunkline_core::{
-    bell, broadcast, core, directory, fence, groups, io, mailbox, membership, mesh, mesh_news, senders,
+    bell, broadcast, core, directory, fence, groups, io, mailbox, membership, mesh, mesh_news, pushed, senders,
 };
 pub use trunkline_uring::clock;

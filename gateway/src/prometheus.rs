@@ -12,6 +12,7 @@ use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDR
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
 use crate::push::KEYS_MAX as PUSH_KEYS_MAX;
 use crate::push::api::{BATCHES_MAX, BODIES_BYTES_MAX};
+use crate::pushed::PUSHED_MAX;
 use crate::reason::CloseReason;
 use crate::services::{
     DIALED_MAX, LINKS_MAX as SERVICE_LINKS_MAX, MORE_MS, PLACES_MAX as SERVICE_PLACES_MAX, RETRIES_PER_SEC, ServiceSpec,
@@ -254,7 +255,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 110] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 112] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -311,6 +312,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 110] {
         ("log_looks", LOG_LOOKS_MAX as u64),
         ("syncs", PAGES_MAX as u64),
         ("messages_remembered", DUPLICATES_MAX as u64),
+        ("pushes_remembered", PUSHED_MAX as u64),
         ("group_members", limits.groups.members_max),
         ("groups_per_user", limits.groups.per_user_max),
         ("group_messages", limits.groups.messages_max),
@@ -344,6 +346,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 110] {
         ("upstream_answer_bytes", if limits.upstream_bytes_max > 0 { answer_bytes_max(limits) as u64 } else { 0 }),
         ("upstream_queue", if limits.upstream_bytes_max > 0 { ServiceSpec::of(1).queue.into() } else { 0 }),
         ("upstream_time", if limits.upstream_bytes_max > 0 { ServiceSpec::of(1).call_timeout_ms / 1_000 } else { 0 }),
+        ("upstream_more_time", if limits.upstream_bytes_max > 0 { MORE_MS / 1_000 } else { 0 }),
         ("upstream_retries", if limits.upstream_bytes_max > 0 { RETRIES_PER_SEC } else { 0 }),
         ("upstream_conns", limits.upstream_conns_max.into()),
         ("portal_bytes", limits.portal_bytes_max as u64),

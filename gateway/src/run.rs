@@ -38,7 +38,7 @@ use trunkline_gateway::services_thread::{
 };
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig, ShardsServices};
 use trunkline_gateway::startup::{StartupError, checks, forbid_core_dumps};
-use trunkline_gateway::store::NodeStore;
+use trunkline_gateway::store::{NodeStore, events_in_redis};
 use trunkline_gateway::transport::tls::{TicketSecret, TlsSwitch};
 use trunkline_router::command::{Hangups, Signals, near};
 use trunkline_router::http::{Access, HttpTls, Places, serve};
@@ -232,7 +232,7 @@ async fn control(
     let upstreams = config.services.as_ref().filter(|services| services.has_upstreams());
     let event_portals = config.webhooks.as_ref().map(|webhooks| {
         let wants = webhooks.specs.iter().fold(Wants::default(), |all, spec| all.or(spec.wants));
-        EventPortals::new(config.shards, wants, webhooks.folder.is_some())
+        EventPortals::new(config.shards, wants, webhooks.keeps())
     });
     let hook_portals = config.connect_hook.as_ref().map(|_| HookPortals::new(config.shards));
     let servers = match &config.services {
@@ -349,6 +349,7 @@ async fn control(
         specs: webhooks.specs.clone(),
         portals,
         folder: webhooks.folder.clone(),
+        in_redis: cluster_config.as_ref().filter(|_| webhooks.in_redis).map(|cluster| events_in_redis(config, cluster)),
         node: config.node.clone(),
     });
     let hook = config.connect_hook.clone().zip(hook_portals);

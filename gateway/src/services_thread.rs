@@ -4,7 +4,7 @@
 //! It runs on the cores that no shard has, and where there are none with a lower priority. It reaches the shards by
 //! their portals ([`crate::portal`], [`CallPortals`]) alone, and never the mesh.
 
-use crate::events::{EventPortals, WebhookDriver, WebhookDriverConfig, WebhookSpec};
+use crate::events::{EventPortals, EventsInRedis, WebhookDriver, WebhookDriverConfig, WebhookSpec};
 use crate::hook::{HookDriver, HookDriverConfig, HookPortals, HookSpec};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
@@ -93,6 +93,8 @@ pub struct WebhooksPart {
     pub portals: EventPortals,
     /// Where events are kept; `None` for memory alone.
     pub folder: Option<PathBuf>,
+    /// Or in Redis.
+    pub in_redis: Option<EventsInRedis>,
     /// The node's name.
     pub node: String,
 }
@@ -134,9 +136,9 @@ impl ServicesThread {
     pub fn start(config: ServicesThreadConfig) -> io::Result<Self> {
         let ServicesThreadConfig { pushes, calls, webhooks, hook, names, stats, limits, shard_cores, seed } = config;
         let of_names = names.map(|names| (names, stats[0].clone()));
-        let webhooks = webhooks.map(|WebhooksPart { specs, portals, folder, node }| {
+        let webhooks = webhooks.map(|WebhooksPart { specs, portals, folder, in_redis, node }| {
             let (stats, limits) = (stats[0].clone(), limits.clone());
-            WebhookDriver::new(WebhookDriverConfig { specs, portals, folder, stats, limits, node, seed })
+            WebhookDriver::new(WebhookDriverConfig { specs, portals, folder, in_redis, stats, limits, node, seed })
         });
         let webhooks = webhooks.transpose()?;
         let hook = hook.map(|HookPart { spec, portals, node }| {

@@ -1,8 +1,9 @@
 //! The store of a node: opened at start, on a thread of its own, and ended behind the shards, so that what is owed is
 //! committed.
 
-use crate::config::{ClusterConfig, InboxFull, Size, StoreConfig, StorePlace, StoreSyncKind};
+use crate::config::{ClusterConfig, Config, InboxFull, Size, StoreConfig, StorePlace, StoreSyncKind};
 use crate::desk::{ShardStore, StoreAnswers};
+use crate::events::EventsInRedis;
 use crate::limits::{Limits, REPLAY_WINDOW_MAX, SYNC_PAGE_MAX};
 use crate::metrics::StatType;
 use crate::prometheus::Exposition;
@@ -116,6 +117,24 @@ pub fn open_groups(data_dir: &Path, config: &StoreConfig, limits: &Limits) -> Re
     Groups::open(logs, of_members, wall_clock()).map_err(|error| StartupError::Store(folder, error.to_string()))
 }
 
+fn store_sync(kind: StoreSyncKind) -> StoreSync {
+    match kind {
+        StoreSyncKind::Replica => StoreSync::Replica,
+        StoreSyncKind::Aof => StoreSync::Aof,
+        StoreSyncKind::Master => StoreSync::Master,
+    }
+}
+
+/// Where a node whose store is in Redis keeps events for webhooks: there as well, and as safe.
+pub fn events_in_redis(config: &Config, cluster: &ClusterConfig) -> EventsInRedis {
+    let place = config.store.as_ref().map(|store| &store.place);
+    let sync = match place {
+        Some(StorePlace::Redis(sync)) => sync.map(store_sync),
+        _ => None,
+    };
+    EventsInRedis { redis: cluster.redis.clone(), sync }
+}
+
 /// What the store in the Redis Cluster of a node is made of.
 pub fn redis_settings(
     config: &StoreConfig,
@@ -123,11 +142,7 @@ pub fn redis_settings(
     limits: &Limits,
     cluster: &ClusterConfig,
 ) -> Settings {
-    let sync = sync.map(|sync| match sync {
-        StoreSyncKind::Replica => StoreSync::Replica,
-        StoreSyncKind::Aof => StoreSync::Aof,
-        StoreSyncKind::Master => StoreSync::Master,
-    });
+    let sync = sync.map(store_sync);
     let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     let most = &limits.groups;
     let groups = GroupBounds {

@@ -15,7 +15,9 @@ mod request;
 mod watch;
 
 pub(crate) use driver::{Driver, DriverConfig};
-pub(crate) use trunkline_core::upstream::{Deed, Desk, End, Letter, Run, RunId, answer_bytes_max};
+pub(crate) use trunkline_core::upstream::{
+    Deed, Desk, End, Letter, Parts, Run, RunId, Splitter, answer_bytes_max, status_of_parts,
+};
 pub(crate) use watch::lookups;
 
 /// What a connection to a server takes: the buffers of HTTP both ways, and those of TLS.

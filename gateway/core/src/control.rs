@@ -3,7 +3,7 @@
 use crate::limits::Limits;
 use crate::presence_log::PresenceEvent;
 use crate::reason::CloseReason;
-use crate::services::{InstanceChange, ServiceSeen};
+use crate::services::{Changed, InstanceChange, ServiceSeen};
 use crossbeam_queue::ArrayQueue;
 use futures_channel::oneshot;
 use serde::Serialize;
@@ -145,8 +145,10 @@ pub enum Control {
         name: String,
         /// What is to be so of it.
         change: InstanceChange,
-        /// Receives whether the shard has a link to it.
-        answer: oneshot::Sender<bool>,
+        /// Another shard knows the worker: it is kept here too, for when it comes.
+        is_known: bool,
+        /// Receives what came of it.
+        answer: oneshot::Sender<Changed>,
     },
     /// Panics, to test what a panic costs the others. There is none of this in a release.
     #[cfg(debug_assertions)]

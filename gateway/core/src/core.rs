@@ -42,6 +42,7 @@ mod links;
 mod moves;
 mod portal;
 mod presence;
+mod pushed;
 mod reading;
 mod resent;
 mod rooms;
@@ -566,8 +567,8 @@ impl<I: Io> Core<I> {
                 Control::Store { user, forgets, ask, answer } => self.shard.ask_for_control(user, forgets, ask, answer),
                 Control::Group { group, ask, answer } => self.shard.ask_group(group, *ask, answer),
                 Control::Services { answer } => drop(answer.send(self.shard.services_seen())),
-                Control::Instance { service, name, change, answer } => {
-                    let _ = answer.send(self.shard.change_instance(service, &name, change));
+                Control::Instance { service, name, change, is_known, answer } => {
+                    let _ = answer.send(self.shard.change_instance(service, &name, change, is_known));
                 }
                 Control::Reload { limits } => self.shard.links.limits.reload(&limits),
                 #[cfg(debug_assertions)]

@@ -46,6 +46,7 @@ pub mod outbox;
 pub mod portal;
 pub mod presence_log;
 pub mod push;
+pub mod pushed;
 pub mod reason;
 pub mod senders;
 pub mod services;

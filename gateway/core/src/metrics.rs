@@ -256,6 +256,7 @@ shard_stats! {
     store_silence_us: GaugeMicros "trunkline_store_silence_seconds" "" "How long the store has answered nothing although it was asked something, in steps of a tick.";
     store_logins: Gauge "trunkline_logins_waiting_for_store" "" "Logins that wait until the store says where their device stands.";
     logins_without_store: Counter "trunkline_logins_without_store_total" "" "Logins answered before the store said where their device stands, because it was slow or out of order.";
+    pushes_remembered: Gauge "trunkline_pushes_remembered" "" "Pushes that may come again, of which is remembered that they were taken.";
     duplicates_known: Gauge "trunkline_messages_remembered" "" "Messages of which is remembered what became of them.";
     deliver_to_gone: Counter "trunkline_deliver_to_gone_total" "" "Copies from other nodes for a session that had ended; their home is told.";
     sent_to_gone: Counter "trunkline_sent_to_gone_sender_total" "" "SENT results whose sender had disconnected.";
@@ -317,6 +318,8 @@ shard_stats! {
     upstream_idle: Gauge "trunkline_upstream_connections_idle" "" "Connections to HTTP servers of services that no call has.";
     upstream_connects: Counter "trunkline_upstream_connects_total" "" "Connections made to HTTP servers of services.";
     upstream_retries: Counter "trunkline_upstream_retries_total" "" "Calls given to another HTTP server.";
+    upstream_parts: Counter "trunkline_upstream_parts_total" "outcome=\"passed_on\"" "Parts of answers of HTTP servers that came before their ends.";
+    upstream_parts_late: Counter "trunkline_upstream_parts_total" "outcome=\"late\"" "Parts of answers of HTTP servers that came before their ends.";
     upstream_lookups_failed: Counter "trunkline_upstream_lookups_failed_total" "" "Look-ups of names of HTTP servers that gave no address.";
     upstream_checks_failed: Counter "trunkline_upstream_checks_failed_total" "" "Checks of HTTP servers that were not answered with a status of 2xx.";
     pushes_in: Counter "trunkline_pushes_received_total" "" "PUSH_TO frames taken in from workers; their fates are among those of messages.";
@@ -406,6 +409,7 @@ shard_stats! {
     limit_watch_bytes: Counter "trunkline_limit_hits_total" "limit=\"watch_bytes\"" "How often each limit was hit.";
     limit_send_users: Counter "trunkline_limit_hits_total" "limit=\"send_users\"" "How often each limit was hit.";
     limit_send_bytes: Counter "trunkline_limit_hits_total" "limit=\"send_bytes\"" "How often each limit was hit.";
+    limit_pushes_remembered: Counter "trunkline_limit_hits_total" "limit=\"pushes_remembered\"" "How often each limit was hit.";
     limit_duplicates: Counter "trunkline_limit_hits_total" "limit=\"messages_remembered\"" "How often each limit was hit.";
     limit_tls_handshakes: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes\"" "How often each limit was hit.";
     limit_tls_steps: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes_per_turn\"" "How often each limit was hit.";
@@ -425,6 +429,7 @@ shard_stats! {
     limit_upstream_answer: Counter "trunkline_limit_hits_total" "limit=\"upstream_answer_bytes\"" "How often each limit was hit.";
     limit_upstream_queue: Counter "trunkline_limit_hits_total" "limit=\"upstream_queue\"" "How often each limit was hit.";
     limit_upstream_time: Counter "trunkline_limit_hits_total" "limit=\"upstream_time\"" "How often each limit was hit.";
+    limit_upstream_more: Counter "trunkline_limit_hits_total" "limit=\"upstream_more_time\"" "How often each limit was hit.";
     limit_upstream_retries: Counter "trunkline_limit_hits_total" "limit=\"upstream_retries\"" "How often each limit was hit.";
     limit_upstream_conns: Counter "trunkline_limit_hits_total" "limit=\"upstream_conns\"" "How often each limit was hit.";
     limit_portal: Counter "trunkline_limit_hits_total" "limit=\"portal_bytes\"" "How often each limit was hit.";

@@ -6,6 +6,7 @@
 //! where it went; it gives exactly one last REPLY, unless the session ends first. The shard of the worker's link picks
 //! the worker, keeps the window and the time, and gives exactly one last answer to the caller's shard.
 
+mod aside;
 mod budget;
 mod call_portal;
 mod calls;
@@ -21,6 +22,7 @@ mod seen;
 mod servers;
 mod spec;
 
+pub use aside::{ASIDE_MAX, ASIDE_MS};
 pub use budget::RETRIES_PER_SEC;
 pub(crate) use budget::RetryBudget;
 pub use call_portal::CallPortals;
@@ -35,7 +37,7 @@ pub use nodes::PLACES_MAX;
 pub use pick_key::{HashKey, PickKey};
 pub(crate) use pool::{Instance, Pool, Room};
 pub use record::ServiceRecord;
-pub use seen::{InstanceChange, InstanceSeen, ServerFailure, ServerSeen, ServerState, ServiceSeen};
+pub use seen::{Changed, InstanceChange, InstanceSeen, ServerFailure, ServerSeen, ServerState, ServiceSeen};
 pub use servers::{DialedServer, DialedServers};
 pub use spec::{ServiceSpec, SpecError};
 

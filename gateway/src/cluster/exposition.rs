@@ -1,5 +1,6 @@
 //! The cluster as metrics.
 
+use super::renewals::RenewalCounts;
 use super::state::ClusterState;
 use crate::metrics::StatType::{self, Counter, Gauge};
 use crate::prometheus::Exposition;
@@ -35,6 +36,15 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
         "Age of the oldest presence write that waits for Redis.",
     );
     exposition.sample(&[], redis.oldest_age_ms as f64 / 1_000.0);
+    exposition.name(
+        "trunkline_cluster_renewals_total",
+        Counter,
+        "Renewals of the lease that this node asked Redis for itself; missed: beats without one that worked.",
+    );
+    let RenewalCounts { renewed, failed, missed } = status.renewals;
+    for (outcome, count) in [("renewed", renewed), ("failed", failed), ("missed", missed)] {
+        exposition.sample(&[("outcome", &outcome)], count);
+    }
     if let Some(since_ms) = status.audit.since_ms {
         exposition.name(
             "trunkline_presence_audit_age_seconds",

@@ -2,6 +2,7 @@
 
 use super::audit::AuditStatus;
 use super::links::Links;
+use super::renewals::RenewalCounts;
 use crate::fence::Fence;
 use crate::mesh::peers::LINKS_MAX;
 use crate::mesh_news::LinkNews;
@@ -59,6 +60,8 @@ pub struct ClusterStatus {
     pub flaps: u64,
     /// Questions of the control thread that were given up for want of room, by what they were.
     pub refused: Refused,
+    /// How the lease was renewed.
+    pub renewals: RenewalCounts,
     /// Links to other nodes for which the shards have no places.
     pub links_missing: u64,
     /// How often all sessions were written again.

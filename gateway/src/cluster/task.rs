@@ -7,6 +7,7 @@ mod sessions;
 use super::audit::{Audit, Compared};
 use super::reach::Prober;
 use super::relay::{Relay, Relayed, Through};
+use super::renewals::Renewals;
 use super::rival::{self, Loser};
 use super::state::{ClusterState, ClusterStatus, Differs, RedisStatus, Refused};
 use super::{FLUSH_TIMEOUT, MeshNews, MeshNewsQueue};
@@ -155,6 +156,7 @@ pub(super) struct Task {
     /// The shard that sent the last memo.
     memos: usize,
     refused: Refused,
+    renewals: Renewals,
     /// Looks whether a silent node has ended, under way.
     probes: usize,
     state: Arc<ClusterState>,
@@ -228,6 +230,7 @@ impl Task {
             turns_seen: Instant::now(),
             memos: 0,
             refused: Refused::default(),
+            renewals: Renewals::new(config.beat().as_millis() as u64),
             probes: 0,
             state,
             plane,
@@ -481,6 +484,11 @@ impl Task {
             Answer::Agent { question, reply, error, holder } => {
                 // An epoch that cannot be asked for is no harm, and says no more than the poll before it.
                 let own = !matches!(question.request, Request::Epoch { .. } | Request::RenewFor(_));
+                let is_lease =
+                    matches!(question.request, Request::Renew(_) | Request::Restore(_) | Request::Acquire(_));
+                if is_lease && matches!(reply, Reply::Failed) {
+                    self.renewals.failed();
+                }
                 if let Some(error) = error.filter(|_| own) {
                     self.failed(&error);
                 }
@@ -492,6 +500,7 @@ impl Task {
                     self.judge_admission(records);
                 }
                 self.agent.answered(now_ms, *question, reply);
+                self.renewals.look(self.agent.heart().renewed_sent_ms());
             }
             Answer::Compared(compared) => self.compared(now_ms, compared),
             Answer::Listed(Ok(nodes)) => {
@@ -657,6 +666,7 @@ impl Task {
             differs,
             flaps: self.agent.flaps(),
             refused: self.refused,
+            renewals: self.renewals.counts(),
             links_missing: self.shards.stats.iter().map(|stats| stats.mesh_links_missing.get()).sum(),
         };
         let life = self.agent.heart().life();

@@ -470,7 +470,8 @@ settings! {
     /// the webhook gets an event events.gap that counts them.
     webhook_bytes_max: [Size] "SIZE" "TRUNKLINE_WEBHOOK_BYTES_MAX" Computed("a 64th of memory_max, 64MiB at most, 1MiB for each webhook at least");
     /// Folder in which events are kept that wait for webhooks, which is made if need be; one process has it at a time.
-    /// Without it that is the folder events in data_dir, if there is one; else they are lost when the process ends.
+    /// Without it that is the folder events in data_dir, if there is one, or with store = redis the Redis Cluster; else
+    /// they are lost when the process ends.
     events_dir: [PathBuf] "DIR" "TRUNKLINE_EVENTS_DIR" Unset("\"/var/lib/trunkline/events\"");
 
     ["Store"]

@@ -2,7 +2,9 @@
 //! table becomes the text that `--webhook` takes, so that there is one way in which a webhook is judged and shown.
 
 use super::resolve::{Judge, known};
+use super::store::store_kind;
 use super::tables::{AsText, texts};
+use super::values::StoreKind;
 use super::{Config, ConfigError, Settings};
 use crate::events::{WEBHOOKS_MAX, WebhookSpec, shown};
 use crate::limits::Limits;
@@ -25,6 +27,8 @@ pub struct WebhooksConfig {
     pub specs: Arc<[WebhookSpec]>,
     /// Where events are kept; `None` for memory alone.
     pub folder: Option<PathBuf>,
+    /// They are kept in the Redis Cluster of the nodes, as messages are; not if there is a folder.
+    pub in_redis: bool,
 }
 
 /// Judges them; `None` for a node without.
@@ -55,7 +59,8 @@ pub(super) fn webhooks(all: &Settings, judge: &Judge) -> Result<Option<WebhooksC
             None => Ok(None),
         };
     }
-    Ok(Some(WebhooksConfig { specs: specs.into(), folder }))
+    let in_redis = folder.is_none() && store_kind(all) == StoreKind::Redis;
+    Ok(Some(WebhooksConfig { specs: specs.into(), folder, in_redis }))
 }
 
 /// Judges the limit of what waits for webhooks; it stays 0 without any.
@@ -68,6 +73,14 @@ pub(super) fn webhook_limits(limits: &mut Limits, all: &Settings, judge: &Judge)
         limits.webhooks = webhooks as u32;
     }
     Ok(())
+}
+
+impl WebhooksConfig {
+    /// Whether events outlive the process.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.folder.is_some() || self.in_redis
+    }
 }
 
 impl Config {

@@ -3,6 +3,7 @@
 use super::client::{Answer, Client, Connection, Letter, Receiver};
 use super::hub::{End, Hub, Request};
 use super::log::{EventLog, Job};
+use super::redis_log::EventsInRedis;
 use super::sign::Secrets;
 use super::spec::WebhookSpec;
 use super::writer::{Writer, Written};
@@ -44,6 +45,8 @@ pub(crate) struct WebhookDriverConfig {
     pub(crate) portals: EventPortals,
     /// Where events are kept; `None` in memory alone.
     pub(crate) folder: Option<PathBuf>,
+    /// Or in Redis.
+    pub(crate) in_redis: Option<EventsInRedis>,
     /// The numbers of the first shard; of those of webhooks this loop is the only writer.
     pub(crate) stats: Arc<ShardStats>,
     pub(crate) limits: Limits,
@@ -131,7 +134,7 @@ impl WebhookDriver {
     /// # Errors
     /// When one of those cannot be read; the message names it.
     pub(crate) fn new(config: WebhookDriverConfig) -> io::Result<Self> {
-        let WebhookDriverConfig { specs, portals, folder, stats, limits, node, seed } = config;
+        let WebhookDriverConfig { specs, portals, folder, in_redis, stats, limits, node, seed } = config;
         let lookups = Arc::new(Semaphore::new(1));
         let mut hooks = Vec::new();
         for spec in specs.iter() {
@@ -162,13 +165,17 @@ impl WebhookDriver {
         if let Some(folder) = &folder {
             let of = |error: io::Error| io::Error::other(format!("the log of events in {}: {error}", folder.display()));
             let (log, held) = EventLog::open(folder, &keys).map_err(of)?;
-            epoch = held.epoch.unwrap_or(epoch);
             if held.torn > 0 {
                 tracing::info!("the log of events ended within a record, which nobody had relied on");
             }
             recovered = Some(held);
             writer = Some(Writer::start(log)?);
+        } else if let Some(place) = in_redis {
+            let of = |error: io::Error| io::Error::other(format!("the log of events in Redis: {error}"));
+            let (started, held) = Writer::start_in_redis(place, &node, random()?, keys).map_err(of)?;
+            (writer, recovered) = (Some(started), Some(held));
         }
+        epoch = recovered.as_ref().and_then(|held| held.epoch).unwrap_or(epoch);
         let mut hub = Hub::new(&known, bytes_max, epoch, writer.is_some());
         if let Some(recovered) = recovered {
             if !recovered.waiting.is_empty() {

@@ -100,7 +100,7 @@ pub(super) struct Recovered {
 
 /// While files are read.
 #[derive(Debug)]
-struct Reading<'a> {
+pub(super) struct Reading<'a> {
     keys: &'a [u64],
     recovered: Recovered,
     /// By webhook of now; `None` for one that the log does not know.
@@ -116,7 +116,8 @@ fn word(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 impl<'a> Reading<'a> {
-    fn of(keys: &'a [u64]) -> Self {
+    /// Nothing yet, for webhooks with these keys.
+    pub(super) fn of(keys: &'a [u64]) -> Self {
         Reading {
             keys,
             recovered: Recovered::default(),
@@ -127,7 +128,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn file(&mut self, bytes: &[u8]) {
+    /// Takes in the next file, in the order in which they were written.
+    pub(super) fn file(&mut self, bytes: &[u8]) {
         self.numbers.clear();
         let Some(mut rest) = bytes.strip_prefix(MAGIC) else {
             self.recovered.torn += 1;
@@ -204,7 +206,8 @@ impl<'a> Reading<'a> {
         self.recovered.last_seq = self.recovered.last_seq.max(seq);
     }
 
-    fn end(self) -> Recovered {
+    /// What all of them hold.
+    pub(super) fn end(self) -> Recovered {
         let Reading { mut recovered, cursors, events, gaps, .. } = self;
         let mut all: BTreeMap<u64, Vec<(usize, usize, Body)>> = BTreeMap::new();
         for (seq, (mask, bytes)) in events {
@@ -236,9 +239,19 @@ pub(super) fn recover(files: &[Vec<u8>], keys: &[u64]) -> Recovered {
 }
 
 /// The beginning of a file.
-#[cfg(test)]
 pub(super) fn begun(snapshot: &[u8]) -> Vec<u8> {
     [MAGIC, snapshot].concat()
+}
+
+/// The lengths of records one behind the other, as they were just put.
+pub(super) fn records(bytes: &[u8]) -> impl Iterator<Item = usize> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let len = bytes.get(at..at + 4)?.try_into().ok()?;
+        let record = FRAME_BYTES + u32::from_le_bytes(len) as usize;
+        at += record;
+        Some(record)
+    })
 }
 
 /// The first record, and what stands behind it.

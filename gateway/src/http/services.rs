@@ -4,7 +4,7 @@
 use super::Node;
 use super::groups::whole;
 use crate::control::Control;
-use crate::services::{InstanceChange, InstanceSeen, ServerSeen, ServerState, ServiceSeen};
+use crate::services::{ASIDE_MAX, Changed, InstanceChange, InstanceSeen, ServerSeen, ServerState, ServiceSeen};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
@@ -86,6 +86,10 @@ struct Merged {
 
 impl Merged {
     fn add(&mut self, seen: InstanceSeen) {
+        if self.seen.links == 0 && seen.links > 0 {
+            // A shard without a link to it knows only what was said of it.
+            (self.seen.weight, self.seen.backup) = (seen.weight, seen.backup);
+        }
         self.window += u64::from(seen.window);
         self.calls += u64::from(seen.calls);
         self.failed &= seen.failed;
@@ -226,8 +230,8 @@ struct Change {
     weight: Option<u32>,
 }
 
-/// It holds at this node until the last link of the worker has ended; of a server that is dialed as long as its address
-/// is.
+/// It holds at this node until it is undone, or the worker has had no link for a day; of a server that is dialed as
+/// long as its address is.
 async fn change(
     State(node): State<Arc<Node>>,
     Extension(caller): Extension<CallerKey>,
@@ -248,14 +252,29 @@ async fn change(
     }
     let drained = state.map(|state| matches!(state, StateWord::Drain));
     let change = InstanceChange { drained, weight };
-    let found = ask_all(&node, |answer| Control::Instance { service, name: name.clone(), change, answer }).await?;
+    let ask = |is_known| {
+        let (node, name) = (&node, &name);
+        ask_all(node, move |answer| Control::Instance { service, name: name.clone(), change, is_known, answer })
+    };
+    let mut came = ask(false).await?;
+    // A worker that comes back may do so at another shard.
+    if came.contains(&Changed::Yes) && came.contains(&Changed::Unknown) {
+        came = ask(true).await?;
+    }
     let nobody = || {
         Problem::not_found(format!(
-            "no worker {name:?} of service {service} has a link to this node, or with that weight those of its workers \
+            "no worker {name:?} of service {service} is known at this node, or with that weight those of its workers \
              would add up to more than can be balanced"
         ))
     };
-    if !found.contains(&true) {
+    if came.contains(&Changed::Full) {
+        let detail = format!(
+            "{ASIDE_MAX} workers of service {service} are drained or have a weight that was set here; make some of \
+             them active again",
+        );
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    if !came.contains(&Changed::Yes) {
         return Err(nobody());
     }
     let services = describe(&node).await?;

@@ -761,7 +761,7 @@ fn the_demo_loads_what_is_there_and_nothing_from_elsewhere() {
 
 #[test]
 fn services_are_shown_and_workers_changed_with_the_scope_alone() {
-    use crate::services::{InstanceChange, InstanceSeen, ServiceSeen};
+    use crate::services::{Changed, InstanceChange, InstanceSeen, ServiceSeen};
     let seen = |drained, weight| ServiceSeen {
         servers: Vec::new(),
         service: 7,
@@ -818,10 +818,11 @@ fn services_are_shown_and_workers_changed_with_the_scope_alone() {
                     let (drained, weight) = if changes > 0 { (true, 5) } else { (false, 1) };
                     answer.send(Some(if shard == 1 { vec![seen(drained, weight)] } else { Vec::new() })).unwrap();
                 }
-                Control::Instance { service: 7, name, change, answer } => {
+                Control::Instance { service: 7, name, change, is_known, answer } => {
                     let expected = InstanceChange { drained: Some(true), weight: Some(5) };
                     assert_eq!((name.as_str(), change), ("w-1", expected));
-                    answer.send(known && shard == 1).unwrap();
+                    let knows = known && (shard == 1 || is_known);
+                    answer.send(if knows { Changed::Yes } else { Changed::Unknown }).unwrap();
                 }
                 other => panic!("{other:?}"),
             }
@@ -836,7 +837,7 @@ fn services_are_shown_and_workers_changed_with_the_scope_alone() {
     assert_eq!((&of["service"], &of["policy"], &of["waiting"]), (&7.into(), &"least-time".into(), &1.into()));
     assert_eq!(of["instances"][0]["state"], "active");
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    let threads = answered(2, true);
+    let threads = answered(3, true);
     let changed = with_key("PATCH", path, &other.key, drain).json();
     assert_is("ServiceInstance", &changed);
     assert_eq!((&changed["state"], &changed["weight"]), (&"drain".into(), &5.into()));

@@ -1,9 +1,10 @@
 //! Connections to HTTP servers: made, kept while they are idle, and used for one request at a time.
 
 use super::request::{Whole, check, request};
-use super::{End, Run};
+use super::{End, Parts, Run, Splitter, status_of_parts};
 use crate::metrics::ShardStats;
-use crate::services::{CallPortals, ServiceSpec, Target};
+use crate::services::{CallPortals, MORE_MS, ServiceSpec, Target};
+use axum::body::Bytes;
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hashbrown::HashMap;
@@ -24,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use trunkline_router::redis::{Tls, TlsFiles};
 
@@ -33,6 +34,8 @@ const FIELDS_MAX: usize = 64;
 const HEADER_BYTES_MAX: usize = 16 << 10;
 /// Checks under way at a time.
 const CHECKS_MAX: usize = 64;
+/// How long a part of an answer waits before it looks again for room.
+const ROOM_AGAIN: Duration = Duration::from_millis(10);
 /// How much sooner than the server says an idle connection is closed, so that the server does not do so just as a call
 /// is written to it.
 const KEEPALIVE_MARGIN: Duration = Duration::from_secs(1);
@@ -87,11 +90,53 @@ impl Held {
         }
         has_room
     }
+
+    /// The room of a part that goes its own way.
+    fn split(&mut self, bytes: usize) -> Held {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Held { room: self.room.clone(), bytes }
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         self.room.answers.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A part of an answer that comes before its end.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// The status of the REPLY.
+    pub(super) status: u16,
+    pub(super) body: Bytes,
+    /// The room that it takes until it is handed over.
+    pub(super) held: Held,
+}
+
+/// An answer of which the head is there, and that comes in parts.
+#[derive(Debug)]
+struct InParts {
+    http: u16,
+    own: Option<Box<[u8]>>,
+    status: u16,
+    parts: Parts,
+    body: Incoming,
+    /// How long its connection may be idle afterwards.
+    keeps: Duration,
+}
+
+/// What has come of a request.
+#[derive(Debug)]
+enum Come {
+    End(End),
+    Parts(InParts),
+}
+
+impl From<End> for Come {
+    fn from(end: End) -> Self {
+        Come::End(end)
     }
 }
 
@@ -216,20 +261,30 @@ impl Connections {
         }
     }
 
-    /// Carries out one request, for as long as there is time left for it and nobody says `abort`. When this returns,
-    /// its connection is idle or closed.
-    pub(super) async fn carry_out(&self, run: &Run, left: Duration, abort: oneshot::Receiver<()>) -> (End, Held) {
+    /// Carries out one request, for as long as there is time left for it and nobody says `abort`. Parts of its answer
+    /// go to `tell`. When this returns, its connection is idle or closed.
+    pub(super) async fn carry_out(
+        &self,
+        run: &Run,
+        left: Duration,
+        abort: oneshot::Receiver<()>,
+        tell: impl Fn(Part),
+    ) -> (End, Held) {
         let mut held = Held { room: self.room.clone(), bytes: 0 };
         let deadline = Instant::now() + left;
         let mut used = Used { connection: None, sent: false, keeps: None };
         self.active.fetch_add(1, Ordering::Relaxed);
-        let end = tokio::select! {
-            biased;
-            end = timeout(left, self.exchange(run, deadline, &mut used, &mut held)) => match end {
-                Ok(end) => end,
+        let whole = async {
+            match timeout(left, self.exchange(run, deadline, &mut used, &mut held)).await {
+                Ok(Come::End(end)) => end,
+                Ok(Come::Parts(parts)) => self.read_parts(parts, deadline, &mut used, &mut held, tell).await,
                 Err(_) if used.sent => End::TimedOut,
                 Err(_) => End::NotSent,
-            },
+            }
+        };
+        let end = tokio::select! {
+            biased;
+            end = whole => end,
             _ = abort => End::Aborted,
         };
         match (used.connection.take(), used.keeps) {
@@ -244,7 +299,7 @@ impl Connections {
         (end, held)
     }
 
-    async fn exchange(&self, run: &Run, deadline: Instant, used: &mut Used, held: &mut Held) -> End {
+    async fn exchange(&self, run: &Run, deadline: Instant, used: &mut Used, held: &mut Held) -> Come {
         loop {
             let (connection, is_reused) = match self.take_idle((run.at.service, run.at.address)) {
                 Some(connection) => (connection, true),
@@ -252,7 +307,7 @@ impl Connections {
                     let dial = self.dial(run.at.service, &run.target, run.at.address);
                     match timeout(Duration::from_millis(run.connect_ms), dial).await {
                         Ok(Ok(connection)) => (connection, false),
-                        Ok(Err(_)) | Err(_) => return End::NotSent,
+                        Ok(Err(_)) | Err(_) => return End::NotSent.into(),
                     }
                 }
             };
@@ -267,7 +322,7 @@ impl Connections {
                 used.sent = true;
                 match sender.try_send_request(request).await {
                     Ok(response) => return self.read(run, response, used, held).await,
-                    Err(error) if error.message().is_none() => return End::Broken,
+                    Err(error) if error.message().is_none() => return End::Broken.into(),
                     Err(_) => used.sent = false,
                 }
             }
@@ -276,37 +331,41 @@ impl Connections {
             }
             // A server may close an idle connection at any time. One that was just made is another matter.
             if !is_reused {
-                return End::NotSent;
+                return End::NotSent.into();
             }
         }
     }
 
-    /// Reads an answer to its end.
-    async fn read(&self, run: &Run, response: Response<Incoming>, used: &mut Used, held: &mut Held) -> End {
+    /// Reads an answer to its end, unless it comes in parts.
+    async fn read(&self, run: &Run, response: Response<Incoming>, used: &mut Used, held: &mut Held) -> Come {
         let (parts, mut body) = response.into_parts();
         let is_wanted = parts.status.is_success();
-        if is_wanted && body.size_hint().lower() > self.answer_bytes_max as u64 {
-            return End::TooLarge;
+        let own: Option<Box<[u8]>> = parts.headers.get("trunkline-status").map(|value| value.as_bytes().into());
+        let http = parts.status.as_u16();
+        if let Some(kind) = parts.headers.get("trunkline-parts").and_then(|value| Parts::of(value.as_bytes()))
+            && let Some(status) = status_of_parts(http, own.as_deref())
+        {
+            let keeps = keeps(run.keepalive_ms, &parts.headers);
+            return Come::Parts(InParts { http, own, status, parts: kind, body, keeps });
         }
-        let own = parts.headers.get("trunkline-status").map(|value| value.as_bytes().into());
+        if is_wanted && body.size_hint().lower() > self.answer_bytes_max as u64 {
+            return End::TooLarge.into();
+        }
         let (mut bytes, mut seen) = (Vec::new(), 0);
-        let answered = |bytes: Vec<u8>| {
-            let http = parts.status.as_u16();
-            End::Answered { http, own, body: bytes.into() }
-        };
+        let answered = |bytes: Vec<u8>| Come::End(End::Answered { http, own, body: bytes.into() });
         while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
             let Ok(frame) = frame else {
                 // A status without its body is a status all the same, unless the body is what is wanted.
-                return if is_wanted { End::Broken } else { answered(bytes) };
+                return if is_wanted { End::Broken.into() } else { answered(bytes) };
             };
             let Ok(data) = frame.into_data() else { continue };
             seen += data.len();
             if seen > self.answer_bytes_max {
-                return if is_wanted { End::TooLarge } else { answered(bytes) };
+                return if is_wanted { End::TooLarge.into() } else { answered(bytes) };
             }
             if is_wanted {
                 if !held.take(data.len()) {
-                    return End::NoRoom;
+                    return End::NoRoom.into();
                 }
                 bytes.extend_from_slice(&data);
             }
@@ -315,6 +374,54 @@ impl Connections {
             used.keeps = Some(keeps(run.keepalive_ms, &parts.headers));
         }
         answered(bytes)
+    }
+
+    /// Reads an answer that comes in parts to its end: the first part has until `deadline`, all of it a minute from
+    /// then on. Where there is no room for what has come, the server waits.
+    async fn read_parts(
+        &self,
+        answer: InParts,
+        mut deadline: Instant,
+        used: &mut Used,
+        held: &mut Held,
+        tell: impl Fn(Part),
+    ) -> End {
+        let InParts { http, own, status, parts, mut body, keeps } = answer;
+        let mut splitter = Splitter::new(parts, self.answer_bytes_max);
+        let mut has_begun = false;
+        loop {
+            let next = poll_fn(|context| Pin::new(&mut body).poll_frame(context));
+            let Ok(frame) = timeout_at(deadline, next).await else { return End::TimedOut };
+            let (whole, is_last) = match frame.map(|frame| frame.map(|frame| frame.into_data())) {
+                // Trailers say nothing here.
+                Some(Ok(Err(_))) => continue,
+                Some(Ok(Ok(data))) => {
+                    while !held.take(data.len()) {
+                        if Instant::now() >= deadline {
+                            return End::NoRoom;
+                        }
+                        sleep(ROOM_AGAIN).await;
+                    }
+                    let Ok(whole) = splitter.push(&data) else { return End::TooLarge };
+                    (whole, false)
+                }
+                Some(Err(_)) => return End::Broken,
+                None => (Vec::from_iter(splitter.end()), true),
+            };
+            for body in whole {
+                if !std::mem::replace(&mut has_begun, true) {
+                    deadline = Instant::now() + Duration::from_millis(MORE_MS);
+                }
+                let held = held.split(body.len());
+                tell(Part { status, body, held });
+            }
+            // What ended lines was room for nothing.
+            drop(held.split(held.bytes.saturating_sub(splitter.waiting())));
+            if is_last {
+                used.keeps = Some(keeps);
+                return End::Answered { http, own, body: Bytes::new() };
+            }
+        }
     }
 
     async fn dial(&self, service: u16, target: &Target, address: SocketAddr) -> io::Result<Connection> {
@@ -439,7 +546,7 @@ mod tests {
 
     async fn carry_out(connections: &Connections, run: &Run) -> End {
         let (_abort, aborted) = oneshot::channel();
-        connections.carry_out(run, Duration::from_secs(20), aborted).await.0
+        connections.carry_out(run, Duration::from_secs(20), aborted, |_| panic!("no part")).await.0
     }
 
     /// Answers each request on a connection with this, and closes it after so many.
@@ -505,6 +612,39 @@ mod tests {
             assert_eq!(carry_out(&connections, &run(&spec, address)).await, done());
             assert_eq!(connections.idle_count(), 1);
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_says_so_comes_in_parts_and_its_connection_is_kept() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let chunks = "3\r\none\r\n5\r\n\ntwo\n\r\n5\r\nthree\r\n0\r\n\r\n";
+        let head = "HTTP/1.1 200 OK\r\nTrunkline-Status: 300\r\nTransfer-Encoding: chunked\r\nTrunkline-Parts: lines";
+        let long = format!("{head}\r\n\r\n5dc\r\n{}\r\n0\r\n\r\n", "x".repeat(1_500));
+        let answers = [format!("{head}\r\n\r\n{chunks}"), DONE.to_owned(), long];
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            for one in answers {
+                answer(&mut stream, &one, 1).await;
+            }
+        });
+        let spec: ServiceSpec = format!("7,transport=http,server={address}").parse().expect("a service");
+        let (connections, run) = (connections(&spec, 8), run(&spec, address));
+        let parts = Mutex::new(Vec::new());
+        let tell = |part: Part| {
+            assert_eq!((part.status, part.held.bytes), (300, part.body.len()));
+            parts.lock().expect("parts").push(part.body);
+        };
+        let (_abort, aborted) = oneshot::channel();
+        let (end, held) = connections.carry_out(&run, Duration::from_secs(20), aborted, &tell).await;
+        assert_eq!(end, End::Answered { http: 200, own: Some(b"300"[..].into()), body: Bytes::new() });
+        assert_eq!(*parts.lock().expect("parts"), ["one", "two", "three"]);
+        assert_eq!((held.bytes, connections.room.used()), (0, 0));
+        assert_eq!(carry_out(&connections, &run).await, done());
+        let (_abort, aborted) = oneshot::channel();
+        assert_eq!(connections.carry_out(&run, Duration::from_secs(20), aborted, &tell).await.0, End::TooLarge);
+        assert_eq!(connections.stats.upstream_connects.get(), 1);
+        assert_eq!(connections.room.used(), 0);
     }
 
     #[tokio::test]

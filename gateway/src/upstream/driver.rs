@@ -1,7 +1,7 @@
 //! Between the portals, the desk and the connections: the loop of the services thread for calls to HTTP servers.
 
 use super::answer_bytes_max;
-use super::connections::{Connections, Held, Room};
+use super::connections::{Connections, Held, Part, Room};
 use super::watch::{literal, lookups};
 use super::{Deed, Desk, End, RunId};
 use crate::clock::{now_ms, now_us};
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
+use trunkline_proto::call_flags;
 
 /// How often calls that wait, and idle connections, are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -32,9 +33,11 @@ pub(crate) struct DriverConfig {
     pub(crate) seed: u64,
 }
 
-/// What tasks tell the loop. There is one for each request that ends, and few others.
+/// What tasks tell the loop. There is one for each request that ends, parts of answers as far as there is room for
+/// them, and few others.
 #[derive(Debug)]
 enum Event {
+    Part { at: RunId, part: Part },
     Ended { at: RunId, end: End, took_us: u64, held: Held },
     Resolved { service: u16, server: usize, addresses: Vec<SocketAddr> },
     Checked { service: u16, address: SocketAddr, is_well: bool },
@@ -123,6 +126,11 @@ impl Driver {
     fn hear(&mut self, event: Event) {
         let now_ms = now_ms();
         match event {
+            Event::Part { at, part: Part { status, body, held } } => {
+                self.desk.part(at, status, body);
+                self.act();
+                drop(held);
+            }
             Event::Ended { at, end, took_us, held } => {
                 self.aborts.remove(&at.token);
                 self.desk.ended(at, end, took_us, now_ms);
@@ -162,9 +170,10 @@ impl Driver {
                     tokio::spawn(async move {
                         let began_us = now_us();
                         let left = Duration::from_millis(run.deadline_ms.saturating_sub(now_ms()));
-                        let (end, held) = connections.carry_out(&run, left, aborted).await;
-                        let took_us = now_us().saturating_sub(began_us);
                         // The loop goes on until the thread ends.
+                        let tell = |part| drop(events.send(Event::Part { at: run.at, part }));
+                        let (end, held) = connections.carry_out(&run, left, aborted, tell).await;
+                        let took_us = now_us().saturating_sub(began_us);
                         let _ = events.send(Event::Ended { at: run.at, end, took_us, held });
                     });
                 }
@@ -173,6 +182,11 @@ impl Driver {
                         // It may have ended just now.
                         let _ = abort.send(());
                     }
+                }
+                Deed::Part { caller, id, status, body } => {
+                    let flags = call_flags::MORE;
+                    let part = ServiceRecord::Answer { conn: caller.conn, id, status, flags, body: &body };
+                    self.outer.put(caller.shard, &part);
                 }
                 Deed::Answer { caller, id, status, body } => {
                     let answer = ServiceRecord::Answer { conn: caller.conn, id, status, flags: 0, body: &body };

@@ -432,6 +432,39 @@ fn a_push_at_one_node_reaches_users_of_all_and_their_outcome_comes_back() {
         assert_counts(&answer, 200, &[("accepted", 1)]);
         assert_eq!(clients[0].recv_kind(kind::GROUP_DELIVER).peer, room);
     }
+    // What is tried again through the other node comes once, without a store.
+    let again = |node: usize, key: &str, body: &str| {
+        let headers = format!("Idempotency-Key: {key}\r\n");
+        post(push_address(fleet.node(node)), "/v1/push", &headers, body)
+    };
+    for user in 1..=4 {
+        let (key, at) = (format!("order-{user}"), user % 2);
+        let body = format!("{{\"to\":{{\"user\":\"{user}\"}},\"service\":7,\"payload\":\"aGk=\"}}");
+        let answer = begin(fleet.node(at), &format!("Idempotency-Key: {key}\r\n"), &body);
+        let client = &mut clients[user - 1];
+        let frame = recv_push(client);
+        client.ack(&frame);
+        assert_counts(&answer.join().expect("an answer"), 200, &[("delivered", 1)]);
+        let repeated = again(1 - at, &key, &body);
+        assert_counts(&repeated, 200, &[("delivered", 1)]);
+        assert_eq!(repeated.json()["id"], frame.id.to_string());
+        assert!(client.recv_until_pong().is_empty(), "user {user} got it twice");
+    }
+    for node in 0..2 {
+        let body = format!(r#"{{"to":{{"group":"{room}"}},"service":7,"payload":"aGk="}}"#);
+        assert_counts(&again(node, "to-room", &body), 200, &[("accepted", 1)]);
+    }
+    clients[0].recv_kind(kind::GROUP_DELIVER);
+    assert!(clients[0].recv_until_pong().is_empty(), "the room got it twice");
+    for (node, delivered) in [(0, 12), (1, 0)] {
+        let answer = again(node, "to-all", r#"{"to":{"all":true},"service":7,"payload":"aGk="}"#);
+        let progress = wait_for_end(fleet.node(node), answer.json()["id"].as_str().expect("an id"));
+        assert_eq!((&progress["state"], &progress["delivered"]), (&"done".into(), &delivered.into()), "{progress}");
+    }
+    for client in &mut clients {
+        recv_push(client);
+        assert!(client.recv_until_pong().is_empty());
+    }
     // One device of a user whose home may be the other node.
     let to = |user: usize| {
         format!(r#"{{"to":{{"device":{{"user":"{user}","device":"default"}}}},"service":7,"payload":""}}"#)

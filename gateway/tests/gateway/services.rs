@@ -316,6 +316,39 @@ fn weights_share_out_calls_as_they_say() {
 }
 
 #[test]
+fn a_drain_outlives_the_links_of_a_worker_until_it_is_undone() {
+    with_services(2, &[], |gateway| {
+        let set = |state: &str| {
+            let body = format!("{{\"state\":\"{state}\"}}");
+            let answer = gateway.request_json("PATCH", &format!("/v1/services/{SERVICE}/instances/w"), &body);
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            (answer.json()["state"].clone(), answer.json()["links"].clone())
+        };
+        let here = home_shard(1, 2);
+        let there = 1 - here;
+        let worker = Worker::start(gateway, &serve("w", SERVICE.into(), here));
+        assert_eq!(set("drain"), ("drain".into(), 1.into()));
+        worker.stream().shutdown(Shutdown::Both).expect("close");
+        gateway.wait_for_metrics("its link has ended", |metrics| metrics.sum("trunkline_service_links", &[]) == 0);
+        assert_eq!(set("drain"), ("drain".into(), 0.into()), "it is known although it is away");
+        // It comes back, and not to the shard that it had its link to.
+        let mut client = Client::login(gateway, 1);
+        for (id, shard) in [(1, there), (2, here)] {
+            let worker = Worker::start(gateway, &serve("w", SERVICE.into(), shard));
+            client.write(&call(id, 0, b"not now"));
+            assert_eq!(reply(&mut client, id).aux, UNAVAILABLE);
+            drop(worker);
+        }
+        let mut worker = Worker::start(gateway, &serve("w", SERVICE.into(), here));
+        assert_eq!(set("active").0, "active");
+        client.write(&call(3, 0, b"now"));
+        let request = worker.request();
+        worker.answer(&request, 0, b"done");
+        assert_eq!(reply(&mut client, 3).aux, 0);
+    });
+}
+
+#[test]
 fn a_worker_that_asks_for_heads_is_told_who_calls() {
     with_services(2, &[], |gateway| {
         for shard in [home_shard(1, 2), 1 - home_shard(1, 2)] {

@@ -14,7 +14,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use trunkline_client::service::{Answer, Push, PushReport, Request, Service, ServiceError};
+use trunkline_client::service::{Answer, Parts, Push, PushReport, Request, Service, ServiceError};
 use trunkline_client::{Call, Client, Code, Config, Error, Event, Outcome};
 use trunkline_proto::call_flags;
 
@@ -49,6 +49,14 @@ fn the_library_calls_serves_and_pushes() {
                         body => Answer::ok(format!("{} {device} {}", request.user, String::from_utf8_lossy(body))),
                     }
                 })
+                .serve_in_parts(SERVICE + 1, |request: Request, parts: Parts| async move {
+                    let too_long = parts.send(vec![0_u8; 70_000]).await;
+                    assert!(matches!(too_long, Err(ServiceError::AnswerTooLarge { .. })), "{too_long:?}");
+                    for word in request.body.split(|byte| *byte == b' ') {
+                        parts.send(word.to_vec()).await.expect("there is a link");
+                    }
+                    Answer::status(301, "all")
+                })
                 .start()
                 .await
                 .expect("the worker starts");
@@ -82,7 +90,10 @@ fn the_library_calls_serves_and_pushes() {
             };
             assert_eq!(code(client.call(SERVICE, "refuse").await), (Code::Overloaded, false));
             assert_eq!(code(client.call(SERVICE, "slow").await), (Code::TimedOut, true));
-            assert_eq!(code(client.call(8, "nobody").await), (Code::UnknownService, false));
+            assert_eq!(code(client.call(9, "nobody").await), (Code::UnknownService, false));
+            let reply = client.call(SERVICE + 1, "one two three").await.expect("an answer");
+            assert_eq!((reply.status, &reply.body[..]), (301, &b"all"[..]));
+            assert_eq!(reply.parts, ["one", "two", "three"]);
             let safe = client.call_with(Call::new(SERVICE, "again").safe().routing_key(3)).await;
             assert_eq!(&safe.expect("an answer").body[..], b"1 phone again");
 

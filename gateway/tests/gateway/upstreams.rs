@@ -67,6 +67,11 @@ impl Backend {
                 "pieces" => {
                     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n".to_owned()
                 }
+                "parts" => {
+                    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrunkline-Parts: lines\r\n\r\n";
+                    let end = if rest == "break" { "" } else { "5\r\nthree\r\n0\r\n\r\n" };
+                    format!("{head}8\r\none\ntwo\n\r\n{end}")
+                }
                 "long" => format!("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{}", "x".repeat(100_000)),
                 "half" => "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf".to_owned(),
                 "hang" => {
@@ -78,7 +83,7 @@ impl Backend {
                 "break" => return,
                 _ => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()),
             };
-            if writer.write_all(answer.as_bytes()).is_err() || word == "half" {
+            if writer.write_all(answer.as_bytes()).is_err() || word == "half" || rest == "break" {
                 return;
             }
         }
@@ -187,6 +192,25 @@ fn calls_go_to_http_servers_and_every_one_gets_what_its_answer_means() {
         }
         let connections: Vec<usize> = one.ledger().iter().map(|got| got.connection).collect();
         assert!(connections[..8].iter().all(|connection| *connection == 0), "one connection is kept: {connections:?}");
+
+        for (says, parts, last) in
+            [("parts", &["one", "two", "three"][..], 0), ("parts break", &["one", "two"][..], 25)]
+        {
+            id += 1;
+            client.write(&call(7, id, call_flags::SAFE, says));
+            for part in parts {
+                let frame = client.recv();
+                assert_eq!(
+                    (frame.kind, frame.id, frame.flags),
+                    (kind::REPLY, id, call_flags::MORE),
+                    "{says}: {frame:?}"
+                );
+                assert_eq!((frame.aux, frame.body), (0, part.as_bytes().to_vec()), "{says}");
+            }
+            let frame = client.recv();
+            assert_eq!((frame.kind, frame.id, frame.flags, frame.aux), (kind::REPLY, id, 0, last), "{says}: {frame:?}");
+            assert_eq!(one.times(says), 1, "{says} was carried out twice");
+        }
 
         assert_eq!(ask(&mut client, 8, 100, 0, "hang").0, 24);
         wait_for("the gateway has closed", || (*one.gone.lock().expect("the count") == 1).then_some(()));

@@ -1,5 +1,6 @@
 //! Events to a webhook: a receiver of this test behind a real gateway, which is killed while the receiver is down.
 
+use crate::cluster_support::Fleet;
 use crate::support::client::Client;
 use crate::support::gateway::Gateway;
 use crate::support::scratch::ScratchFolder;
@@ -114,6 +115,42 @@ fn store_some(client: &mut Client, stored: &mut HashMap<u64, Vec<String>>) {
     }
 }
 
+/// What was stored was told of in the order of each user, each message once.
+fn assert_in_order(receiver: &Receiver, stored: &HashMap<u64, Vec<String>>) {
+    for (to, ids) in stored {
+        let events = receiver.events.lock().expect("the events");
+        let to = to.to_string();
+        let of_user = events.iter().filter(|event| event["type"] == "message.stored" && event["data"]["to"] == *to);
+        let seen: Vec<&Value> = of_user.map(|event| &event["data"]["id"]).collect();
+        assert_eq!(seen, ids.iter().collect::<Vec<_>>(), "the messages of user {to}, in order, each once");
+    }
+}
+
+#[test]
+fn events_kept_in_redis_outlive_a_process_that_is_killed() {
+    let (receiver, folder) = (Receiver::start(), ScratchFolder::new("webhooks-redis"));
+    std::fs::create_dir_all(folder.path()).expect("a folder");
+    let secret_file = format!("{}/hook.key", folder.path());
+    std::fs::write(&secret_file, format!("whsec_{SECRET}\n")).expect("a file");
+    let webhook = format!("http://{}/hook?a=1,secret_file={secret_file},events=message.stored", receiver.address);
+    let mut fleet = Fleet::start(&["hooked"], &["--store", "redis", "--webhook", &webhook]);
+    let mut stored = HashMap::new();
+    store_some(&mut login(fleet.node(0)), &mut stored);
+    fleet.nodes[0].take().expect("it runs").kill();
+    fleet.start_node(0);
+    store_some(&mut login(fleet.node(0)), &mut stored);
+    receiver.is_down.store(false, Ordering::SeqCst);
+    wait_for("all events to come", || (receiver.of("message.stored", "id").len() >= 20).then_some(()));
+    assert_in_order(&receiver, &stored);
+    fleet.node(0).wait_for_metrics("nothing waits", |metrics| {
+        metrics.sum("trunkline_webhook_events_waiting", &[]) == 0
+            && metrics.sum("trunkline_webhook_events_total", &[("end", "dropped")]) == 0
+            && metrics.sum("trunkline_event_log_errors_total", &[]) == 0
+            && metrics.sum("trunkline_event_log_bytes", &[]) > 0
+    });
+    fleet.finish();
+}
+
 #[test]
 fn events_outlive_a_receiver_that_is_down_and_a_process_that_is_killed_meanwhile() {
     let (receiver, folder) = (Receiver::start(), ScratchFolder::new("webhooks"));
@@ -143,13 +180,7 @@ fn events_outlive_a_receiver_that_is_down_and_a_process_that_is_killed_meanwhile
     wait_for("all events to come", || {
         all.iter().all(|(kind, field, count)| receiver.of(kind, field).len() >= *count).then_some(())
     });
-    for (to, ids) in &stored {
-        let events = receiver.events.lock().expect("the events");
-        let to = to.to_string();
-        let of_user = events.iter().filter(|event| event["type"] == "message.stored" && event["data"]["to"] == *to);
-        let seen: Vec<&Value> = of_user.map(|event| &event["data"]["id"]).collect();
-        assert_eq!(seen, ids.iter().collect::<Vec<_>>(), "the messages of user {to}, in order, each once");
-    }
+    assert_in_order(&receiver, &stored);
     assert_eq!(receiver.of("message.sent", "from"), vec!["1"; 20]);
     assert_eq!(
         (receiver.of("user.online", "user"), receiver.of("node.started", "node").len()),

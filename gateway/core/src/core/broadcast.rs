@@ -113,8 +113,9 @@ impl Shard {
         if self.shard == 0 {
             self.ask_other_nodes(spec);
         }
+        let was_begun = self.was_pushed_to_all(service, id, payload);
         let frame = self.frame_of_broadcast(service, id, payload);
-        self.begin_walk(Asker::Here, token, id, condition.clone(), frame);
+        self.begin_walk(Asker::Here, (token, id), condition.clone(), frame, was_begun);
     }
 
     fn frame_of_broadcast(&mut self, service: u16, id: u64, payload: &[u8]) -> Box<[u8]> {
@@ -125,8 +126,16 @@ impl Shard {
         frame.into()
     }
 
-    fn begin_walk(&mut self, asker: Asker, token: u32, id: u64, condition: Condition, frame: Box<[u8]>) {
-        let slots = self.links.slots.high_water();
+    /// `was_begun`: the same push has come before, through another node, and this walk meets nobody.
+    fn begin_walk(
+        &mut self,
+        asker: Asker,
+        (token, id): (u32, u64),
+        condition: Condition,
+        frame: Box<[u8]>,
+        was_begun: bool,
+    ) {
+        let slots = if was_begun { 0 } else { self.links.slots.high_water() };
         let (tally, told) = (Tally::default(), Tally::default());
         let own = self.own_key();
         let walk = BroadcastWalk { asker, own, token, id, condition, frame, slot: 0, slots, tally, told, end: None };
@@ -327,8 +336,9 @@ impl Shard {
                 let condition = Condition::of_bytes(classes, percent, group).filter(|_| has_room && fits && id != 0);
                 self.links.stats.limit_broadcasts.add(u64::from(!has_room));
                 let Some(condition) = condition else { return self.refuse_walk(node, shard, token) };
+                let was_begun = self.was_pushed_to_all(service, id, payload);
                 let frame = self.frame_of_broadcast(service, id, payload);
-                self.begin_walk(Asker::There { node, shard }, token, id, condition, frame);
+                self.begin_walk(Asker::There { node, shard }, (token, id), condition, frame, was_begun);
             }
             FarRecord::BroadcastStop { from: shard, token, .. } => self.stop_for(node, shard, token),
             FarRecord::BroadcastTold { from, token, delivered, overloaded, end, .. } => {

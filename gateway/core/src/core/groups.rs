@@ -375,6 +375,13 @@ impl Shard {
         payload: &[u8],
     ) {
         if is_room(group) {
+            if self.was_pushed_to_room(group, from, id, of_message) {
+                self.links.stats.group_duplicates.add(1);
+                if of_message & flags::ACK != 0 {
+                    self.tell_fate(origin, id, group, Outcome::Accepted, 0);
+                }
+                return;
+            }
             return self.pass_on(group, origin, from, id, of_message, payload);
         }
         if !self.alone && !self.reign_over_log(group) {

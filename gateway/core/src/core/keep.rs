@@ -120,7 +120,9 @@ impl Shard {
             self.links.stats.limit_duplicates.add(1);
         }
         desk.duplicates.note_new(from, id, to, stamp, retry);
+        self.note_pushed(message, stamp, Known::Open);
         let sent_tick = self.links.tick;
+        let Some(desk) = &mut self.desk else { return };
         desk.due.note(to, sent_tick + ticks(self.links.limits.store_after_ms));
         let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, 0, payload.into());
         let kept = Unacked { owed, queued: copies, keep: Keep::Waiting, absent, retry, until_s, ..waiting };
@@ -134,10 +136,17 @@ impl Shard {
     /// A message that its sender says it has sent before: whether it is known, and then its fate is told, or will be,
     /// to the session that has sent it now.
     pub(super) fn is_known(&mut self, message: &Routed<'_>) -> bool {
-        let Routed { origin, from, to, id, .. } = *message;
-        let Some((stamp, known)) = self.desk.as_ref().and_then(|desk| desk.duplicates.find(from, id, to)) else {
-            return false;
-        };
+        let Routed { from, to, id, .. } = *message;
+        match self.desk.as_ref().and_then(|desk| desk.duplicates.find(from, id, to)) {
+            Some((stamp, known)) => self.comes_again(message, stamp, known),
+            None => false,
+        }
+    }
+
+    /// A message with ACK comes again of which this is remembered. False if nothing of it waits any more, and it is to
+    /// be taken anew.
+    pub(super) fn comes_again(&mut self, message: &Routed<'_>, stamp: u64, known: Known) -> bool {
+        let Routed { origin, to, id, .. } = *message;
         let before = self.inboxes.find(to, stamp).map(|message| message.origin);
         let outcome = match known {
             Known::Open => match self.inboxes.adopt(to, stamp, origin, self.links.tick) {
@@ -417,6 +426,7 @@ impl Shard {
             }
             // One that was stored before is told of again: the node may have ended before it was kept.
             let event = self.tell_stored(user, from, id, confirmed, bytes);
+            self.settle_pushed((from, id, user), confirmed, Known::Stored);
             if !told {
                 self.tell_stored_fate(event, origin, id, user, confirmed);
             }

@@ -342,6 +342,7 @@ impl Shard {
             // It came twice, or another message has its very stamp: the sender is told to try again.
             return self.refuse(message);
         }
+        self.note_transferred_push((from, id, user), stamp);
         self.note_end(user, until_s);
         // Positions given out from now on lie behind those of the former home.
         self.stamps.follow_other_home(stamp, self.now.wall_ms);

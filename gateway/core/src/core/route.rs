@@ -149,13 +149,15 @@ impl Shard {
                 // What came for one device with RETRY is no other one's.
                 false => only.is_none() && self.is_late(message),
             };
-            if known {
+            if known || self.was_pushed(message) {
                 return;
             }
             // Nothing is kept for one device alone: the log is all devices'.
             if extra & flags::NO_STORE == 0 && only.is_none() {
                 return self.deliver_kept(message, until_s);
             }
+        } else if self.was_pushed(message) {
+            return;
         }
         if acked && !self.admit(to, payload.len()) {
             self.links.stats.out_overloaded.add(1);
@@ -212,7 +214,10 @@ impl Shard {
         }
         let stats = &self.links.stats;
         match (queued_here.is_some() || queued_away, acked) {
-            (true, false) => stats.out_delivered.add(1),
+            (true, false) => {
+                stats.out_delivered.add(1);
+                self.note_pushed(message, stamp, Known::Delivered);
+            }
             (true, true) => {
                 let sent_tick = self.links.tick;
                 let payload = payload.into();
@@ -223,6 +228,7 @@ impl Shard {
                 if let Some(desk) = &mut self.desk {
                     desk.duplicates.note_new(from, id, to, stamp, !bound && extra & flags::RETRY != 0);
                 }
+                self.note_pushed(message, stamp, Known::Open);
                 let again = sent_tick + ticks(self.links.limits.redeliver_ms);
                 match queued_here {
                     Some(slot) => self.links.wheel.arm_earlier(slot, again),
@@ -307,6 +313,7 @@ impl Shard {
             if let Some(desk) = &mut self.desk {
                 desk.duplicates.note(from, id, user, stamp, Known::Delivered);
             }
+            self.settle_pushed((from, id, user), stamp, Known::Delivered);
             self.tell_fate(origin, id, user, Outcome::Delivered, stamp);
         } else if acked == Acked::Unknown && !self.alone && self.is_unsettled(user) {
             self.directory.note_early_ack(user, stamp);

@@ -1,7 +1,9 @@
 //! What an operator asks of services, and says of workers.
 
 use super::shard::Shard;
-use crate::services::{InstanceChange, InstanceSeen, Pool, ServiceSeen, Services};
+use crate::services::{
+    Changed, InstanceChange, InstanceSeen, Pool, ServiceSeen, ServiceSpec, Services, is_node_name_char,
+};
 use std::collections::BTreeMap;
 
 impl Shard {
@@ -37,7 +39,7 @@ impl Shard {
             (of_spec.name, of_spec.policy) = (spec.name.clone(), spec.policy);
         }
         for service in services.nodes.services() {
-            let spec = crate::services::ServiceSpec::of(service);
+            let spec = ServiceSpec::of(service);
             seen.entry(service).or_insert_with(|| ServiceSeen {
                 service,
                 name: spec.name,
@@ -67,6 +69,17 @@ impl Shard {
             }
         };
         let mut all: Vec<InstanceSeen> = pool.instances.iter().map(seen).collect();
+        // So does what was said of a worker.
+        all.extend(pool.aside.all(self.now.mono_ms).map(|(name, set)| InstanceSeen {
+            name: name.to_owned(),
+            weight: set.weight.unwrap_or(1),
+            backup: false,
+            links: 0,
+            window: 0,
+            calls: 0,
+            drained: set.drained == Some(true),
+            failed: true,
+        }));
         // What was said of a server that is dialed holds while it is away.
         all.extend(services.dials.set_aside(pool.spec.service).map(|(name, set, server)| InstanceSeen {
             name: name.to_owned(),
@@ -92,21 +105,39 @@ impl Shard {
         weights.into_iter().collect()
     }
 
-    /// An operator says something of a worker. False if this shard has no link to it, and does not dial it.
-    pub(super) fn change_instance(&mut self, service: u16, name: &str, change: InstanceChange) -> bool {
+    /// An operator says something of a worker: one that this shard has a link to or dials, or of which something was
+    /// said before; or any, if another shard knows it.
+    pub(super) fn change_instance(
+        &mut self,
+        service: u16,
+        name: &str,
+        change: InstanceChange,
+        is_known: bool,
+    ) -> Changed {
         let now_ms = self.now.mono_ms;
-        let Some(services) = &mut self.services else { return false };
+        let Some(services) = &mut self.services else { return Changed::Unknown };
         let Services { pools, dials, .. } = &mut **services;
-        let pool = pools.get_mut(&service);
-        let Some(pool) = pool.filter(|pool| pool.instances.iter().any(|instance| *instance.name == *name)) else {
-            return dials.change(service, name, change);
-        };
-        if !pool.change(name, change, now_ms) {
-            return false;
+        let has_link = |pool: &Pool| pool.instances.iter().any(|instance| *instance.name == *name);
+        if !pools.get(&service).is_some_and(has_link) {
+            // What is dialed is kept by its address, whether it has a link or not.
+            if dials.change(service, name, change) {
+                return Changed::Yes;
+            }
+            // An address is the name of no worker.
+            if !name.chars().all(is_node_name_char) {
+                return Changed::Unknown;
+            }
         }
-        dials.change(service, name, change);
-        self.tell_serving(service);
-        self.drain_queue(service);
-        true
+        if is_known {
+            pools.entry(service).or_insert_with(|| Pool::new(ServiceSpec::of(service)));
+        }
+        let Some(pool) = pools.get_mut(&service) else { return Changed::Unknown };
+        let changed = pool.change(name, change, is_known, now_ms);
+        if changed == Changed::Yes {
+            dials.change(service, name, change);
+            self.tell_serving(service);
+            self.drain_queue(service);
+        }
+        changed
     }
 }

@@ -30,6 +30,7 @@ use crate::mesh_news::MeshNewsQueue;
 use crate::metrics::ShardStats;
 use crate::portal::{InnerEnd, Portals};
 use crate::presence_log::{PresenceLog, PresenceWriter};
+use crate::pushed::Pushed;
 use crate::reason::CloseReason;
 use crate::senders::Senders;
 use crate::services::{Services, ServicesConfig};
@@ -145,6 +146,8 @@ pub(crate) struct Shard {
     /// Logins that the application is asked about; `None` where it is not.
     pub(super) hook: Option<Box<HookInner>>,
     pub(super) inboxes: Inboxes,
+    /// Pushes that were taken lately, for those that come again.
+    pub(super) pushed: Pushed,
     /// Pushes to all sessions that go through those of this shard.
     pub(super) broadcasts: Broadcasts,
     /// When messages of a user may be over.
@@ -224,6 +227,7 @@ impl Shard {
                 user_bytes_max: limits.unacked_bytes_per_user_max,
                 bytes_max: limits.unacked_total_bytes_max,
             }),
+            pushed: Pushed::default(),
             broadcasts: Broadcasts::default(),
             ends: Redelivery::default(),
             groups: Groups::default(),
@@ -491,6 +495,7 @@ impl Shard {
             self.expire_kept();
         }
         self.expire_ends();
+        self.links.stats.limit_pushes_remembered.add(u64::from(self.pushed.turn_over(tick)));
         self.expire_broadcasts();
         self.expire_groups();
         self.expire_watches();
@@ -716,6 +721,7 @@ impl Shard {
         stats.parked_bytes.set(directory.parked.bytes() as u64);
         stats.redelivery_users.set(directory.redelivery.len() as u64);
         stats.settling.set(directory.is_changing().into());
+        stats.pushes_remembered.set(self.pushed.len() as u64);
         stats.messages_pending.set(self.inboxes.messages() as u64);
         stats.unacked_bytes.set(self.inboxes.bytes() as u64);
         stats.outbox_bytes.set(self.links.outbox_bytes() as u64);

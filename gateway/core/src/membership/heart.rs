@@ -350,7 +350,7 @@ impl Heart {
     }
 
     /// When the latest renewal was sent that the node asked Redis for itself and that worked.
-    pub(crate) fn renewed_sent_ms(&self) -> u64 {
+    pub fn renewed_sent_ms(&self) -> u64 {
         self.renewed_sent_ms
     }
 

@@ -1,7 +1,8 @@
 //! The instances of one service at one shard, and which of them takes the next call.
 
+use super::aside::{ASIDE_MAX, Aside};
 use super::dials::{Placing, Rules};
-use super::{CallKey, Fifo, InstanceChange, PickKey, RetryBudget, ServiceSpec};
+use super::{CallKey, Changed, Fifo, InstanceChange, PickKey, RetryBudget, ServiceSpec};
 use rand::Rng;
 use std::collections::VecDeque;
 use trunkline_router_core::balance::{Health, Key, ServerId};
@@ -20,6 +21,8 @@ pub(crate) struct Instance {
     rules: Rules,
     /// An operator has said that it gets no more calls.
     pub(crate) drained: bool,
+    /// The gateway dials it, and keeps what an operator has said of it by its address.
+    is_dialed: bool,
     /// Slots of its links.
     pub(crate) links: Vec<u32>,
     /// The sum of their windows; 0 while it drains.
@@ -35,6 +38,11 @@ impl Instance {
     /// Whether it takes calls.
     fn takes(&self) -> bool {
         self.window > 0 && !self.drained
+    }
+
+    /// What an operator has said of it.
+    fn change(&self) -> InstanceChange {
+        InstanceChange { drained: Some(true).filter(|_| self.drained), weight: self.set_weight }
     }
 }
 
@@ -56,6 +64,8 @@ pub(crate) struct Pool {
     balancer: Balancer,
     /// In the order of the balancer's servers.
     pub(crate) instances: Vec<Instance>,
+    /// What an operator has said of workers without a link here.
+    pub(crate) aside: Aside,
     /// Its calls, by the end of their time.
     pub(crate) fifo: Fifo,
     /// Calls that wait for room, and some that have ended meanwhile.
@@ -76,6 +86,7 @@ impl Pool {
             spec,
             balancer,
             instances: Vec::new(),
+            aside: Aside::default(),
             fifo: Fifo::default(),
             queue: VecDeque::new(),
             waiting: 0,
@@ -166,11 +177,11 @@ impl Pool {
         let first = if *is_back { *rules } else { Rules { slow_start_ms: 0, ..*rules } };
         let taken = self.add(name, slot, (*weight, *backup, first), now_ms);
         if taken && let Some(instance) = self.instances.iter_mut().find(|instance| *instance.name == **name) {
-            instance.rules = *rules;
+            (instance.rules, instance.is_dialed) = (*rules, true);
             self.update(now_ms);
             if *set != InstanceChange::default() {
                 // A weight that the others leave no room for by now is left out.
-                self.change(name, *set, now_ms);
+                self.change(name, *set, true, now_ms);
             }
         }
         taken
@@ -182,29 +193,43 @@ impl Pool {
                 (instance.weight, instance.backup, instance.rules) = (weight, backup, rules);
                 instance.links.push(slot);
             }
-            None => self.instances.push(Instance {
-                name: name.into(),
-                id: None,
-                weight,
-                set_weight: None,
-                backup,
-                rules,
-                drained: false,
-                links: vec![slot],
-                window: 1,
-            }),
+            None => {
+                let InstanceChange { drained, weight: set_weight } = self.aside.take(name, now_ms);
+                self.instances.push(Instance {
+                    name: name.into(),
+                    id: None,
+                    weight,
+                    set_weight,
+                    backup,
+                    rules,
+                    drained: drained == Some(true),
+                    is_dialed: false,
+                    links: vec![slot],
+                    window: 1,
+                });
+            }
         }
-        let taken = self.update(now_ms);
+        let mut taken = self.update(now_ms);
+        let is_new = |instance: &&mut Instance| *instance.name == *name && instance.links.len() == 1;
+        if !taken && let Some(instance) = self.instances.iter_mut().find(is_new) {
+            // A weight that the others leave no room for by now is left out.
+            instance.set_weight = None;
+            taken = self.update(now_ms);
+        }
         if !taken {
             self.remove_link(name, slot, now_ms);
         }
         taken
     }
 
-    /// A link has ended. What the instance has failed at is forgotten with its last link.
+    /// A link has ended. What the instance has failed at is forgotten with its last link, and not what an operator has
+    /// said of it.
     pub(crate) fn remove_link(&mut self, name: &str, slot: u32, now_ms: u64) {
         if let Some(instance) = self.instances.iter_mut().find(|instance| *instance.name == *name) {
             instance.links.retain(|link| *link != slot);
+            if instance.links.is_empty() && !instance.is_dialed {
+                self.aside.note(name, instance.change(), now_ms);
+            }
         }
         self.instances.retain(|instance| !instance.links.is_empty());
         self.update(now_ms);
@@ -220,9 +245,25 @@ impl Pool {
         }
     }
 
-    /// What an operator says of an instance. False if there is none of that name, or the balancer does not take it.
-    pub(crate) fn change(&mut self, name: &str, change: InstanceChange, now_ms: u64) -> bool {
-        let Some(at) = self.instances.iter().position(|instance| *instance.name == *name) else { return false };
+    /// What an operator says of an instance, or of one without a link here: of that if something was said of it before,
+    /// or if another shard knows it, `is_known`.
+    pub(crate) fn change(&mut self, name: &str, change: InstanceChange, is_known: bool, now_ms: u64) -> Changed {
+        let at = self.instances.iter().position(|instance| *instance.name == *name);
+        let is_set = |instance: &Instance| !instance.is_dialed && instance.change() != InstanceChange::default();
+        let has_one = self.aside.has(name, now_ms) || at.is_some_and(|at| is_set(&self.instances[at]));
+        let is_dialed = at.is_some_and(|at| self.instances[at].is_dialed);
+        if at.is_none() && !has_one && !is_known {
+            return Changed::Unknown;
+        }
+        let says_more = change.drained == Some(true) || change.weight.is_some();
+        let kept = self.aside.len(now_ms) + self.instances.iter().filter(|instance| is_set(instance)).count();
+        if says_more && !has_one && !is_dialed && kept >= ASIDE_MAX {
+            return Changed::Full;
+        }
+        let Some(at) = at else {
+            self.aside.note(name, change, now_ms);
+            return Changed::Yes;
+        };
         let instance = &mut self.instances[at];
         let before = instance.set_weight;
         instance.drained = change.drained.unwrap_or(instance.drained);
@@ -233,7 +274,7 @@ impl Pool {
             self.instances[at].set_weight = before;
             self.update(now_ms);
         }
-        taken || change.drained.is_some()
+        if taken || change.drained.is_some() { Changed::Yes } else { Changed::Unknown }
     }
 
     /// Calls that an instance has.
@@ -432,20 +473,65 @@ mod tests {
     fn an_operator_drains_an_instance_and_gives_it_another_weight() {
         let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("a", 1), ("b", 1)]);
         let drain = |drained| InstanceChange { drained: Some(drained), weight: None };
-        assert!(pool.change("a", drain(true), 0) && !pool.change("c", drain(true), 0));
+        assert_eq!(pool.change("a", drain(true), false, 0), Changed::Yes);
+        assert_eq!(pool.change("c", drain(true), false, 0), Changed::Unknown);
         assert_eq!((pool.serving(), pool.weight()), (1, 1));
         assert!((0..9).all(|_| next(&mut pool, &mut rng, 1) == "b"));
         // Whatever it says itself.
         assert!(pool.add_link("a", 9, 1, false, 0));
         pool.set_window("a", 8, 0);
         assert!((0..9).all(|_| next(&mut pool, &mut rng, 1) == "b"));
-        assert!(pool.change("a", InstanceChange { drained: Some(false), weight: Some(3) }, 0));
+        let active = InstanceChange { drained: Some(false), weight: Some(3) };
+        assert_eq!(pool.change("a", active, false, 0), Changed::Yes);
         assert_eq!((pool.serving(), pool.weight()), (2, 4));
         let picks: Vec<String> = (0..400).map(|_| next(&mut pool, &mut rng, 1)).collect();
         assert_eq!(picks.iter().filter(|picked| *picked == "a").count(), 300);
         let too_much = InstanceChange { drained: None, weight: Some(u32::MAX) };
-        assert!(!pool.change("a", too_much, 0));
+        assert_eq!(pool.change("a", too_much, false, 0), Changed::Unknown);
         assert_eq!(pool.weight(), 4, "all is as it was");
+    }
+
+    #[test]
+    fn what_was_said_of_a_worker_holds_when_it_comes_back() {
+        let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("a", 1), ("b", 1)]);
+        let drain = InstanceChange { drained: Some(true), weight: Some(3) };
+        assert_eq!(pool.change("a", drain, false, 0), Changed::Yes);
+        pool.remove_link("a", 0, 1_000);
+        assert!(pool.instances.len() == 1 && pool.aside.has("a", 1_000));
+        assert!(pool.add_link("a", 9, 1, false, 2_000));
+        pool.set_window("a", 8, 2_000);
+        assert_eq!(pool.serving(), 1);
+        assert!((0..9).all(|_| next(&mut pool, &mut rng, 1) == "b"));
+        // It is undone while the worker is away, and its weight holds.
+        pool.remove_link("a", 9, 3_000);
+        let active = InstanceChange { drained: Some(false), weight: None };
+        assert_eq!(pool.change("a", active, false, 3_000), Changed::Yes);
+        assert!(pool.add_link("a", 9, 1, false, 4_000));
+        pool.set_window("a", 8, 4_000);
+        assert_eq!((pool.serving(), pool.weight()), (2, 4));
+        // One that another shard knows is drained here from its first link on; of one that nobody knows nothing is
+        // kept.
+        assert_eq!(pool.change("c", drain, true, 5_000), Changed::Yes);
+        assert_eq!(pool.change("d", drain, false, 5_000), Changed::Unknown);
+        assert!(pool.add_link("c", 10, 1, false, 6_000) && pool.add_link("d", 11, 1, false, 6_000));
+        assert_eq!(pool.serving(), 3);
+        // It is forgotten in time.
+        pool.remove_link("c", 10, 7_000);
+        assert!(pool.add_link("c", 10, 1, false, 7_000 + super::super::aside::ASIDE_MS));
+        assert_eq!(pool.serving(), 4);
+    }
+
+    #[test]
+    fn something_is_kept_of_so_many_workers_and_an_operator_is_refused_a_further_one() {
+        let (mut pool, _) = pool(Policy::RoundRobin, &[("a", 1), ("b", 1)]);
+        let drain = |drained| InstanceChange { drained: Some(drained), weight: None };
+        assert_eq!(pool.change("a", drain(true), false, 0), Changed::Yes);
+        let more = (1..ASIDE_MAX).map(|at| pool.change(&format!("w{at}"), drain(true), true, 0));
+        assert!(more.collect::<Vec<_>>().iter().all(|changed| *changed == Changed::Yes));
+        assert_eq!(pool.change("b", drain(true), false, 0), Changed::Full);
+        assert_eq!(pool.change("a", drain(true), false, 0), Changed::Yes, "it is one of them");
+        assert_eq!(pool.change("w1", drain(false), false, 0), Changed::Yes);
+        assert_eq!(pool.change("b", drain(true), false, 0), Changed::Yes);
     }
 
     #[test]

@@ -157,12 +157,23 @@ pub struct InstanceSeen {
     pub failed: bool,
 }
 
-/// What an operator says of a worker. It holds until its last link to the shard has ended; of a server that is dialed
-/// as long as its address is.
+/// What an operator says of a worker. It holds until it is undone, or the worker has had no link to the shard for a
+/// day; of a server that is dialed as long as its address is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstanceChange {
     /// Whether it gets no more calls.
     pub drained: Option<bool>,
     /// Its weight, whatever it says itself.
     pub weight: Option<u32>,
+}
+
+/// What came of [`InstanceChange`] at one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// It holds.
+    Yes,
+    /// The shard knows no such worker, or has no room for that weight.
+    Unknown,
+    /// Something is kept of as many workers of the service as may be.
+    Full,
 }

@@ -5,6 +5,7 @@
 //! - each user of a push that a portal has taken gets exactly one fate;
 //! - delivered is told only of what a device has acknowledged, and what it got is what was pushed;
 //! - what is for one device comes to no other;
+//! - what comes again under its id and was delivered, or was given without ACK, is not given again;
 //! - expired is told only of what has an end, and not before that; nothing comes to a device long after its end;
 //! - who is in a live room gets what is pushed into it, once, and nobody else does;
 //! - a push to all comes once to each session that is there, and the numbers told are those of copies given; what is
@@ -31,7 +32,7 @@ use trunkline_router_core::hash::home_shard;
 
 const SERVICE: u16 = 7;
 const USERS: u64 = 8;
-/// The id of pushes to all.
+/// The ids of pushes to all begin here.
 const TO_ALL: u64 = 1 << 50;
 /// The live room that some devices are in.
 const ROOM: u64 = 1 << 63;
@@ -63,6 +64,11 @@ struct Run {
     last_token: u32,
     /// Users of pushes that have had no fate.
     open: BTreeSet<(u32, u64)>,
+    /// Pushes that may come again.
+    keyed: Vec<Keyed>,
+    /// The latest position at which a user was given a push with that id, by id and user; and where that was final.
+    stamps: BTreeMap<(u64, u64), u64>,
+    done: BTreeMap<(u64, u64), u64>,
     /// What devices have acknowledged: id and user.
     acked: BTreeSet<(u64, u64)>,
     /// Pushes with a head: the end, in seconds of the wall clock, and the device.
@@ -72,6 +78,16 @@ struct Run {
     /// Pushes into the room, and who has got them.
     of_room: BTreeMap<u64, BTreeSet<usize>>,
     fates: BTreeMap<u16, u64>,
+}
+
+/// A push that may come again under another number.
+#[derive(Clone, Debug)]
+struct Keyed {
+    id: u64,
+    users: Vec<u64>,
+    acked: bool,
+    extra: u8,
+    payload: Vec<u8>,
 }
 
 /// What a push of that id holds: some are more than a turn's share for a shard with many of them.
@@ -112,6 +128,9 @@ impl Run {
             devices: Vec::new(),
             last_token: 0,
             open: BTreeSet::new(),
+            keyed: Vec::new(),
+            stamps: BTreeMap::new(),
+            done: BTreeMap::new(),
             acked: BTreeSet::new(),
             heads: BTreeMap::new(),
             of_room: BTreeMap::new(),
@@ -164,9 +183,14 @@ impl Run {
         }
     }
 
-    /// One push to some users.
+    /// One push to some users, new or as one before.
     fn push(&mut self) {
         self.last_token += 1;
+        if !self.keyed.is_empty() && self.rng.chance(150) {
+            let at = self.rng.below(self.keyed.len() as u64) as usize;
+            let again = self.keyed[at].clone();
+            return self.put(self.last_token, &again);
+        }
         let (token, id) = (self.last_token, u64::from(self.last_token));
         let payload = payload(id);
         let until_s = if self.rng.chance(300) { until(self.rng.within(0, 2) as u32, self.wall_ms()) } else { 0 };
@@ -175,8 +199,19 @@ impl Run {
         let (extra, payload) = if head.is_empty() { (0, payload) } else { (HEADED, head.before(&payload)) };
         self.heads.insert(id, (until_s, device.clone()));
         let acked = self.rng.chance(800);
-        let push = Push { token, service: SERVICE, acked, to_groups: false, extra, id, payload: &payload };
         let users: Vec<u64> = (1..=USERS).filter(|_| self.rng.chance(300)).collect();
+        let may_come_again = self.rng.chance(300);
+        let extra = extra | if may_come_again { flags::RETRY } else { 0 };
+        let push = Keyed { id, users, acked, extra, payload };
+        self.put(token, &push);
+        if may_come_again {
+            self.keyed.push(push);
+        }
+    }
+
+    fn put(&mut self, token: u32, push: &Keyed) {
+        let Keyed { id, ref users, acked, extra, ref payload } = *push;
+        let push = Push { token, service: SERVICE, acked, to_groups: false, extra, id, payload };
         for shard in 0..self.shards.into() {
             let here = |user: &u64| home_shard(*user, self.shards.into()) as usize == shard;
             let users: Vec<u64> = users.iter().copied().filter(here).collect();
@@ -214,7 +249,7 @@ impl Run {
             match frame.known() {
                 Some(Kind::Bye) => device.over = true,
                 Some(Kind::LoginOk) => device.logged_in = true,
-                Some(Kind::Push) if frame.id == TO_ALL => {
+                Some(Kind::Push) if frame.id >= TO_ALL => {
                     assert_eq!((frame.flags, frame.body), (0, &b"to all"[..]));
                     assert!(self.of_all.insert(at), "it came twice");
                 }
@@ -227,6 +262,12 @@ impl Run {
                     let given_ms = frame.stamp >> 20;
                     assert!(*until_s == 0 || !is_over(*until_s, given_ms), "given {given_ms}, over {until_s}");
                     // What was on its way to it when its time was over may still come.
+                    let (push, is_acked) = ((frame.id, device.user), frame.flags & flags::ACK != 0);
+                    let last = self.done.get(&push).copied().unwrap_or(u64::MAX);
+                    assert!(frame.stamp <= last, "{push:?} was done with at {last} and is given at {}", frame.stamp);
+                    let seen = self.stamps.entry(push).or_insert(frame.stamp);
+                    assert!(is_acked || *seen == frame.stamp, "{push:?} was given twice without ACK");
+                    *seen = frame.stamp.max(*seen);
                     let late_ms = wall_ms.saturating_sub(u64::from(*until_s) * 1_000);
                     assert!(*until_s == 0 || late_ms < LATE_MS_MAX, "{late_ms} ms too late");
                     if device.acks && frame.flags & flags::ACK != 0 {
@@ -267,7 +308,7 @@ impl Run {
             }
         }
         let wall_ms = self.wall_ms();
-        let Run { outer, open, acked, fates, heads, .. } = self;
+        let Run { outer, open, acked, fates, heads, stamps, done, .. } = self;
         outer.take_fates(|fate| {
             assert!(open.remove(&(fate.token, fate.user)), "a fate of what is not open: {fate:?}");
             let was_acked = acked.contains(&(fate.id, fate.user));
@@ -275,6 +316,11 @@ impl Run {
             let until_s = heads.get(&fate.id).map_or(0, |(until_s, _)| *until_s);
             let may_be_over = is_over(until_s, wall_ms);
             assert!(fate.outcome != Outcome::Expired || may_be_over, "its time is not over: {fate:?}");
+            if fate.outcome == Outcome::Delivered
+                && let Some(stamp) = stamps.get(&(fate.id, fate.user))
+            {
+                done.entry((fate.id, fate.user)).or_insert(*stamp);
+            }
             *fates.entry(fate.outcome.as_u16()).or_default() += 1;
         });
     }
@@ -286,7 +332,8 @@ impl Run {
         self.last_token += 1;
         let token = self.last_token;
         let (condition, payload) = (Condition::all(), b"to all"[..].into());
-        let spec = Spec { token, service: SERVICE, id: TO_ALL, condition, payload };
+        let id = TO_ALL + u64::from(token);
+        let spec = Spec { token, service: SERVICE, id, condition, payload };
         self.outer.tell_all(&Word::Begin(Arc::new(spec)));
         self.signal_all();
         let mut parts: BTreeMap<u16, (Tally, Option<End>)> = BTreeMap::new();

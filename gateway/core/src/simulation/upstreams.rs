@@ -8,6 +8,7 @@ use crate::services::{CallPortals, CallsOuter, ServiceRecord};
 use crate::upstream::{Deed, Desk, End, Run};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use trunkline_proto::call_flags;
 
 /// The service that has HTTP servers.
 pub(super) const UPSTREAM: u16 = 8;
@@ -23,6 +24,8 @@ struct AtWork {
     run: Run,
     done_us: u64,
     end: End,
+    /// Parts of the answer that come just before its end.
+    parts: u64,
 }
 
 /// A server has a call now.
@@ -62,7 +65,10 @@ impl Upstreams {
         let (done, rest) = std::mem::take(&mut self.at_work).into_iter().partition(|work| work.done_us <= now_us);
         self.at_work = rest;
         let done: Vec<AtWork> = done;
-        done.into_iter().for_each(|AtWork { run, end, .. }| self.desk.ended(run.at, end, 1_000, now_ms));
+        for AtWork { run, end, parts, .. } in done {
+            (0..parts).for_each(|_| self.desk.part(run.at, 0, "part".into()));
+            self.desk.ended(run.at, end, 1_000, now_ms);
+        }
         self.desk.tick(now_ms);
         let mut begun = Vec::new();
         while let Some(deed) = self.desk.next_deed() {
@@ -90,7 +96,9 @@ impl Upstreams {
                         body: run.letter.body.to_vec(),
                         carries_out: !matches!(end, End::NotSent | End::Answered { http: 404 | 503, .. }),
                     });
-                    self.at_work.push(AtWork { run, done_us, end });
+                    let comes_in_parts = matches!(end, End::Answered { http: 200, .. } | End::Broken | End::TimedOut);
+                    let parts = if comes_in_parts && rng.chance(200) { rng.within(1, 3) } else { 0 };
+                    self.at_work.push(AtWork { run, done_us, end, parts });
                     assert!(self.at_work.len() <= CONNS_MAX as usize, "more connections than there may be");
                 }
                 Deed::Abort { token } => {
@@ -98,6 +106,11 @@ impl Upstreams {
                     if let Some(work) = self.at_work.iter_mut().find(|work| work.run.at.token == token) {
                         (work.end, work.done_us) = (End::Aborted, now_us + 1_000);
                     }
+                }
+                Deed::Part { caller, id, status, body } => {
+                    let flags = call_flags::MORE;
+                    let part = ServiceRecord::Answer { conn: caller.conn, id, status, flags, body: &body };
+                    self.outer.put(caller.shard, &part);
                 }
                 Deed::Answer { caller, id, status, body } => {
                     let answer = ServiceRecord::Answer { conn: caller.conn, id, status, flags: 0, body: &body };

@@ -40,6 +40,13 @@ pub(crate) fn meaning(http: u16, own: Option<&[u8]>) -> Meaning {
     }
 }
 
+/// The status of the REPLYs of an answer that comes in parts; `None` for one whose body is not what the caller gets.
+#[must_use]
+pub fn status_of_parts(http: u16, own: Option<&[u8]>) -> Option<u16> {
+    let Meaning { status, has_body, .. } = meaning(http, own);
+    has_body.then_some(status)
+}
+
 /// The status that a server gives of its own: 0, or 256 and up.
 fn own_status(value: &[u8]) -> Option<u16> {
     let digits = std::str::from_utf8(value).ok()?.trim();
@@ -82,5 +89,7 @@ mod tests {
         assert!(of(429).refused && of(503).refused && !of(500).refused && !of(400).refused);
         assert!(of(503).failed && !of(429).failed && !of(404).failed && !of(200).failed);
         assert!(of(200).has_body && !of(400).has_body && !of(500).has_body);
+        assert_eq!((status_of_parts(200, Some(b"300")), status_of_parts(204, None)), (Some(300), Some(0)));
+        assert_eq!((status_of_parts(200, Some(b"14")), status_of_parts(404, None)), (None, None));
     }
 }

@@ -82,6 +82,8 @@ pub enum Deed {
     Start(Run),
     /// Nobody waits for it any more.
     Abort { token: u64 },
+    /// A part of the answer for a caller, before the last one.
+    Part { caller: Caller, id: u64, status: u16, body: Bytes },
     /// The last answer for a caller.
     Answer { caller: Caller, id: u64, status: u16, body: Bytes },
 }
@@ -104,6 +106,8 @@ struct Call {
     tries: u8,
     /// A server that had it did not answer.
     may_be_done: bool,
+    /// A part of the answer has come: nobody else can go on with it.
+    has_begun: bool,
     /// Servers that it is not given to again.
     tried: Vec<ServerId>,
     bytes: usize,
@@ -214,7 +218,8 @@ impl Desk {
         self.bytes += bytes;
         self.by_caller.insert((caller.shard, caller.conn, id), token);
         let at = At::Nowhere;
-        let call = Call { new, deadline_ms, at, tries: 0, may_be_done: false, tried: Vec::new(), bytes };
+        let call =
+            Call { new, deadline_ms, at, tries: 0, may_be_done: false, has_begun: false, tried: Vec::new(), bytes };
         self.calls.insert(token, call);
         // Those that wait already are first.
         match if waits { Room::Full } else { self.start(token, now_ms) } {
@@ -288,6 +293,18 @@ impl Desk {
         }
     }
 
+    /// A part of an answer has come; the end of it, by [`Desk::ended`], follows. What comes for a call that nobody
+    /// waits for any more is nobody's.
+    pub fn part(&mut self, at: RunId, status: u16, body: Bytes) {
+        let call = self.calls.get_mut(&at.token).filter(|call| call.at == At::Server(at.server));
+        let Some(call) = call else { return self.stats.upstream_parts_late.add(1) };
+        // Whatever its end is, something was done.
+        (call.has_begun, call.may_be_done) = (true, true);
+        let (caller, id) = (call.new.caller, call.new.letter.id);
+        self.stats.upstream_parts.add(1);
+        self.deeds.push_back(Deed::Part { caller, id, status, body });
+    }
+
     /// What the end of its request is for a call.
     fn judge(&mut self, token: u64, server: ServerId, end: End, meaning: Option<Meaning>, now_ms: u64) {
         let Some(call) = self.calls.get_mut(&token) else { return };
@@ -310,7 +327,10 @@ impl Desk {
                 call.may_be_done = true;
                 self.again_or(token, false, Code::OutcomeUnknown, None, now_ms);
             }
-            (End::TimedOut, _) => self.end_with(token, Code::TimedOut, None),
+            (End::TimedOut, _) => {
+                self.stats.limit_upstream_more.add(u64::from(call.has_begun));
+                self.end_with(token, Code::TimedOut, None);
+            }
             (End::TooLarge, _) => {
                 self.stats.limit_upstream_answer.add(1);
                 self.end_with(token, Code::OutcomeUnknown, None);
@@ -329,7 +349,8 @@ impl Desk {
         call.at = At::Nowhere;
         let Some(service) = self.services.get_mut(&call.new.letter.service) else { return };
         let repeatable = service.spec.idempotent || call.new.flags & call_flags::SAFE != 0;
-        let may = call.deadline_ms > now_ms && (harmless || (repeatable && call.tries < TRIES_MAX));
+        let has_time = call.deadline_ms > now_ms && !call.has_begun;
+        let may = has_time && (harmless || (repeatable && call.tries < TRIES_MAX));
         // Without another server there is nothing to try, and nothing of the budget is spent.
         let others = may && service.may_have(now_ms, &call.tried);
         let in_budget = others && service.retries.take(now_ms);

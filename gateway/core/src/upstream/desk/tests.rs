@@ -11,6 +11,8 @@ struct World {
     runs: Vec<Run>,
     /// Answers: the call's id and its status.
     told: Vec<(u64, u16)>,
+    /// Parts of answers: the call's id and the text.
+    parts: Vec<(u64, Bytes)>,
     aborted: Vec<u64>,
     now_ms: u64,
 }
@@ -25,7 +27,7 @@ fn world(text: &str, servers: u16) -> World {
     let stats = Arc::new(ShardStats::default());
     let mut desk = Desk::new(&[spec], 100, stats.clone(), 1);
     (0..servers).for_each(|at| desk.resolved(7, at.into(), &[address(at)], 0));
-    World { desk, stats, runs: Vec::new(), told: Vec::new(), aborted: Vec::new(), now_ms: 0 }
+    World { desk, stats, runs: Vec::new(), told: Vec::new(), parts: Vec::new(), aborted: Vec::new(), now_ms: 0 }
 }
 
 fn ok(body: &'static str) -> End {
@@ -48,6 +50,7 @@ impl World {
             match deed {
                 Deed::Start(run) => self.runs.push(run),
                 Deed::Abort { token } => self.aborted.push(token),
+                Deed::Part { id, body, .. } => self.parts.push((id, body)),
                 Deed::Answer { id, status, .. } => self.told.push((id, status)),
             }
         }
@@ -139,6 +142,36 @@ fn nothing_handed_over_goes_to_another_server_and_what_was_does_not() {
         assert_eq!(world.told.pop(), Some((2, status)), "{end:?}");
         assert!(world.runs.is_empty());
     }
+    world.assert_empty();
+}
+
+#[test]
+fn an_answer_in_parts_ends_once_and_its_call_goes_to_nobody_else() {
+    for (end, status) in
+        [(ok(""), 0), (End::Broken, 25), (End::TimedOut, 24), (End::TooLarge, 25), (End::NoRoom, 25), (http(503), 25)]
+    {
+        let mut world = world(TWO, 2);
+        world.call(1, call_flags::SAFE);
+        let at = world.runs[0].at;
+        for text in ["one", "two"] {
+            world.desk.part(at, 0, Bytes::from_static(text.as_bytes()));
+        }
+        world.end(end.clone());
+        assert_eq!(world.parts, [(1, Bytes::from_static(b"one")), (1, Bytes::from_static(b"two"))]);
+        assert_eq!(world.told, [(1, status)], "{end:?}");
+        assert!(world.runs.is_empty(), "{end:?}");
+        assert_eq!(world.stats.limit_upstream_more.get(), u64::from(end == End::TimedOut));
+        world.assert_empty();
+    }
+    // What comes after nobody waits any more is nobody's.
+    let mut world = world(TWO, 2);
+    world.call(1, 0);
+    world.desk.cancel(CALLER, 1, 0);
+    let at = world.runs[0].at;
+    world.desk.part(at, 0, Bytes::from_static(b"late"));
+    world.end(End::Aborted);
+    assert!(world.parts.is_empty() && world.told.is_empty());
+    assert_eq!(world.stats.upstream_parts_late.get(), 1);
     world.assert_empty();
 }
 
