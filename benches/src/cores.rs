@@ -61,6 +61,11 @@ impl CoreTimes {
         kernel_number(core).map_or(CoreUse::default(), |number| self.of(earlier, number))
     }
 
+    /// How many of the machine's cores had nothing to do since.
+    pub(crate) fn idle_since(&self, earlier: &CoreTimes) -> f64 {
+        self.0.keys().map(|number| self.of(earlier, *number).idle).sum()
+    }
+
     fn of(&self, earlier: &CoreTimes, number: usize) -> CoreUse {
         let (Some(now), Some(before)) = (self.0.get(&number), earlier.0.get(&number)) else {
             return CoreUse::default();
@@ -113,6 +118,7 @@ mod tests {
         assert_eq!(used.is_in_processes(0.7), Some(false), "the process has what its own code and its calls took");
         assert_eq!(used.is_in_processes(0.2), None, "somebody else was there");
         assert_eq!(after.of(&before, 7), CoreUse::default());
+        assert_eq!(after.idle_since(&before), 0.1, "of both cores");
     }
 
     #[test]

@@ -337,8 +337,18 @@ fn compare(
     Ok(())
 }
 
-fn table_head() -> [&'static str; 7] {
-    ["", "CPU/delivery", "deliveries/s and core", "first", "last", "longest", "cores: server + bench"]
+fn table_head() -> [&'static str; 9] {
+    [
+        "",
+        "CPU/delivery",
+        "deliveries/s and core",
+        "first",
+        "last",
+        "longest",
+        "cores: server + bench",
+        "ksoftirqd",
+        "idle",
+    ]
 }
 
 /// Medians of rounds, for a table with that head.
@@ -351,6 +361,8 @@ fn rounds_row(name: &str, rounds: &[Round]) -> Vec<String> {
         format!("{:.1} ms", of(|round| round.last_ms)),
         format!("{:.1} ms", rounds.iter().map(|round| round.longest_ms).fold(0.0, f64::max)),
         format!("{:.2} + {:.2}", of(|round| round.server_cores), of(|round| round.bench_cores)),
+        format!("{:.2}", of(|round| round.softirq_cores)),
+        format!("{:.2}", of(|round| round.idle_cores)),
     ];
     [name.to_owned()].into_iter().chain(cells).collect()
 }

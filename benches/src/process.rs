@@ -120,6 +120,22 @@ pub(crate) fn own_cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// CPU time of all threads of this process, those that have ended included.
+pub(crate) fn process_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The kernel's threads that handle packets and timers, one for each core, when there are more than the interrupted
+/// programs are burdened with. Theirs is time that no program's CPU time has.
+pub(crate) fn softirq_threads() -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    let is_one =
+        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with("ksoftirqd/"));
+    numbers.filter(is_one).collect()
+}
+
 /// CPU time that the host has taken away from this virtual machine since it booted, all cores together; zero on bare
 /// metal.
 pub(crate) fn stolen() -> Result<Duration, Failure> {

@@ -99,6 +99,7 @@ fn measure(
             let ((name, site), room) = (&sites[at], &mut rooms[at]);
             let progress = Progress::new(format!("{name} {number}/{}", args.rounds));
             room.calm()?;
+            room.warm()?;
             let before = counters(site)?;
             let round = room.round(&site.pids(), length, &progress)?;
             let messages = round.casts * u64::from(args.burst);

@@ -16,12 +16,13 @@ use super::FanoutArgs;
 use crate::{
     affinity::pin,
     clock::now_ns,
+    cores::CoreTimes,
     dialect::{Event, Subjects},
     discrepancy::{Discrepancy, describe},
     failure::Failure,
     fleet::{Arm, Driver, Fleet, Taken, Targets, take_frames},
     login::{Entrance, enter},
-    process::{CpuTime, own_cpu},
+    process::{CpuTime, own_cpu, process_cpu, softirq_threads},
     progress::Progress,
     report::median,
     users::Share,
@@ -39,6 +40,10 @@ pub(super) const JOINING_MAX: u32 = 256;
 const OPENING_MAX: u32 = 100;
 /// The subject of others; users, whose own subject the sender has, are numbered from 1.
 const SUBJECT: u64 = 0;
+/// Casts after which those who have heard nothing for a while acknowledge as they do in a stream: a client of Linux
+/// acknowledges the first 16 messages as they arrive, which on one host is the sender's time, and later ones as it
+/// reads them.
+const WARM_CASTS: u32 = 17;
 /// How long a room is left to itself before it is measured.
 const CALM: Duration = Duration::from_millis(50);
 /// How long nothing may happen while something is awaited.
@@ -51,9 +56,13 @@ pub(super) struct Round {
     pub(super) deliveries: u64,
     /// CPU time of the server for one delivery, in microseconds.
     pub(super) cpu_us: f64,
-    /// Cores in use by the server and by the load's thread.
+    /// Cores in use by the server and by the load, all of whose threads count.
     pub(super) server_cores: f64,
     pub(super) bench_cores: f64,
+    /// Those in use by the kernel's own threads for packets and timers, and those of the machine that had nothing to
+    /// do: what neither end has of its cores.
+    pub(super) softirq_cores: f64,
+    pub(super) idle_cores: f64,
     /// From the send to the first and to the last member of each cast, in milliseconds: the medians, and the longest.
     pub(super) first_ms: f64,
     pub(super) last_ms: f64,
@@ -310,11 +319,23 @@ impl Room {
         Ok(())
     }
 
+    /// Casts some messages that are not measured, so that the clients are in the middle of a stream.
+    pub(super) fn warm(&mut self) -> Result<(), Failure> {
+        (0..WARM_CASTS).try_for_each(|_| self.cast().map(drop))
+    }
+
+    /// CPU time of the load: of this thread, or of all where there are several.
+    fn load_cpu(&self) -> Duration {
+        if self.others.is_empty() { own_cpu() } else { process_cpu() }
+    }
+
     /// Casts for as long as told, and what that cost the processes of the server.
     pub(super) fn round(&mut self, pids: &[u32], length: Duration, progress: &Progress) -> Result<Round, Failure> {
         let bar = progress.phase("casts", length.as_millis() as u64);
         let (mut firsts, mut lasts) = (Vec::new(), Vec::new());
-        let (cpu, own, began) = (CpuTime::of_all(pids)?, own_cpu(), Instant::now());
+        let softirq = softirq_threads();
+        let (in_kernel, cores) = (CpuTime::of_all(&softirq)?, CoreTimes::now()?);
+        let (cpu, own, began) = (CpuTime::of_all(pids)?, self.load_cpu(), Instant::now());
         while lasts.is_empty() || began.elapsed() < length {
             let (first, last) = self.cast()?;
             firsts.push(first);
@@ -323,6 +344,8 @@ impl Room {
         }
         let took = began.elapsed();
         let spent = CpuTime::of_all(pids)?.since(&cpu).0;
+        let idle = CoreTimes::now()?.idle_since(&cores);
+        let softirq_cores = CpuTime::of_all(&softirq)?.cores_since(&in_kernel, took);
         let casts = lasts.len() as u64;
         let deliveries = casts * u64::from(self.clients.members.burst) * (self.count - 1);
         Ok(Round {
@@ -330,7 +353,9 @@ impl Room {
             deliveries,
             cpu_us: spent.as_secs_f64() * 1e6 / deliveries as f64,
             server_cores: spent.as_secs_f64() / took.as_secs_f64(),
-            bench_cores: (own_cpu() - own).as_secs_f64() / took.as_secs_f64(),
+            bench_cores: (self.load_cpu() - own).as_secs_f64() / took.as_secs_f64(),
+            softirq_cores,
+            idle_cores: idle,
             first_ms: median(firsts),
             longest_ms: lasts.iter().copied().fold(0.0, f64::max),
             last_ms: median(lasts),

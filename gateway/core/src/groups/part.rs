@@ -29,7 +29,7 @@ use std::collections::{BTreeSet, VecDeque};
 /// No entry.
 const NONE: u32 = u32::MAX;
 /// Sessions of one part that are walked before it is another part's turn.
-const STRETCH: usize = 512;
+const STRETCH: usize = 128;
 /// Frames are put together to be given at once, until they are so many bytes: a fraction of any outbox.
 const RUN_BYTES: usize = ROOM_GATHER_BYTES_MAX;
 

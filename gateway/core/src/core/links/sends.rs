@@ -3,7 +3,7 @@
 
 use super::Links;
 use crate::conn::{ConnFlags, Phase, Wire};
-use crate::io::{ConnId, OpResult, SendId};
+use crate::io::{ConnId, OpResult, ReadOp, SendId};
 use crate::outbox::{Outbox, unsent_messages};
 use crate::transport::outbound::{seal, seal_tls, unsent_sealed_messages};
 use crate::transport::tls::Bounds;
@@ -106,14 +106,19 @@ impl Links {
         }
         outbox.end_send(buf);
         conn.flags.clear(ConnFlags::SEND_CANCELLED);
-        self.mark_dirty(id.slot);
-        match result {
-            Ok(_) => {
-                self.note_drained(id.slot);
-                Sent::Well
-            }
-            Err(_) => Sent::Broken,
+        let reads = conn.read != ReadOp::None;
+        let is_over = conn.phase == Phase::Open && reads && !outbox.has_pending();
+        if result.is_err() {
+            self.mark_dirty(id.slot);
+            return Sent::Broken;
         }
+        self.note_drained(id.slot);
+        // Most sends are the last of an open session for now, and a flush would find nothing to do for it.
+        match is_over.then(|| self.slots.at(id.slot).outbox.take()).flatten() {
+            Some(outbox) => self.spares.put(outbox),
+            None => self.mark_dirty(id.slot),
+        }
+        Sent::Well
     }
 
     /// Keeps the outbox of a connection that needs none any more for another one.
