@@ -492,6 +492,11 @@ impl Follows {
         self.running.is_some()
     }
 
+    /// The group whose page is on its way.
+    pub(crate) fn running(&self) -> Option<u64> {
+        self.running.as_ref().map(|running| running.group)
+    }
+
     /// When the next page is to be asked for; `None` if no group is behind.
     pub(crate) fn pull_due(&self) -> Option<Instant> {
         let is_due = self.running.is_none() && !self.due.is_empty();

@@ -157,7 +157,7 @@ impl GroupAsks {
 
     /// Live rooms of the connection before have not been joined again yet.
     pub(crate) fn is_rejoining(&self) -> bool {
-        self.rejoining > 0
+        self.rejoining > 0 || self.attention.has_room_to_rejoin()
     }
 
     /// Somebody wants a page. Those who have stopped waiting are forgotten, so that there are as many as callers.
@@ -169,6 +169,11 @@ impl GroupAsks {
     /// A page is on its way.
     pub(crate) fn is_running(&self) -> bool {
         self.running.is_some()
+    }
+
+    /// The group whose page is on its way.
+    pub(crate) fn running(&self) -> Option<u64> {
+        self.running.as_ref().map(|(ask, _)| ask.group)
     }
 
     /// The next page that somebody waits for. To be called when no question is on its way.
@@ -218,18 +223,23 @@ impl GroupAsks {
     }
 }
 
-/// Whether an ERROR that no message caused can be the answer to SYNC of a group.
+/// Whether an ERROR that names neither message nor group can be the answer to SYNC of a group: what any frame may be
+/// refused for, and what gateways say that do not name the group yet. Not what WATCH is refused for.
 pub(crate) fn may_refuse_page(code: u16) -> bool {
     matches!(
         Code::from_u16(code),
-        Some(
-            Code::NotAMember
-                | Code::UnknownKind
-                | Code::RateLimited
-                | Code::Overloaded
-                | Code::ServiceUnavailable
-                | Code::BadRequest
-                | Code::Unsupported
-        )
+        Some(Code::NotAMember | Code::UnknownKind | Code::RateLimited | Code::Overloaded | Code::ServiceUnavailable)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_watch_is_refused_for_is_no_answer_to_a_page() {
+        let of_watch = [Code::Unsupported, Code::LimitReached, Code::BadRequest];
+        assert!(of_watch.iter().all(|code| !may_refuse_page(code.as_u16())));
+        assert!(may_refuse_page(Code::Overloaded.as_u16()) && !may_refuse_page(u16::MAX));
+    }
 }

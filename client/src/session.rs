@@ -15,7 +15,7 @@ use trunkline_proto::{Code, Frame, Kind, Login, LoginOk, Outcome, SERVICE_USERS,
 
 use crate::acks::{Acks, Due};
 use crate::calls::{CallRequest, OpenCalls};
-use crate::group_asks::{GroupAsks, may_refuse_page};
+use crate::group_asks::GroupAsks;
 use crate::login::{Advice, Link, read_bye, token_left};
 use crate::outbound::Outbound;
 use crate::renewal::Renewal;
@@ -635,9 +635,12 @@ impl<'a> Session<'a> {
         if self.is_group_ask_refused(frame, code, &text) {
             return;
         }
+        if frame.id == 0 && frame.peer != 0 && self.is_of_group_page(frame.peer, code) {
+            return self.group_page_refused(code, text);
+        }
         if (frame.id, frame.peer) == (0, 0) {
             // RENEW is never unsupported where SYNC is known, and seldom finds a gateway without room.
-            let is_group_page = self.is_group_page_running() && may_refuse_page(code);
+            let is_group_page = self.is_of_group_page(0, code);
             let is_page = is_group_page || self.syncs.may_be_refused_with(code);
             let of_page = [Code::Unsupported, Code::Overloaded].map(Code::as_u16).contains(&code);
             if self.renewal.may_be_refused_with(code) && !(is_page && of_page) {

@@ -496,12 +496,14 @@ export class Client {
         this.#bye = { reason: frame.aux, bye: decodeBye(frame.body) };
         return;
       case Kind.ERROR: {
+        const { id, peer, aux } = frame;
         const text = new TextDecoder().decode(frame.body);
-        if (this.#calls.refused(frame.id, frame.aux, text)) return;
-        const error = new TrunklineError(`error ${frame.aux}: ${text}`, frame.aux);
-        const message = this.#outstanding.take(frame.id);
+        if (this.#calls.refused(id, aux, text)) return;
+        const error = new TrunklineError(`error ${aux}: ${text}`, aux);
+        const message = this.#outstanding.take(id);
         if (message) return message.fail(error);
-        const held = frame.id || frame.peer || !PAGE_REFUSALS.includes(frame.aux) ? undefined : this.#pages.refused(error);
+        // That of a group names it, or is what any frame may be refused for; 20 and 21 are of something else.
+        const held = !id && PAGE_REFUSALS.includes(aux) && (this.#pages.isRunning(peer) || (!peer && aux < 20)) && this.#pages.refused(error);
         return held ? this.#release(held) : this.#report(error);
       }
     }

@@ -84,7 +84,7 @@ const ACCEPTED = 6;
 const STORED = 1;
 /** Refusals of a page that may be otherwise in a while. */
 const MAY_CHANGE = [11, 14, 18];
-/** Attention that a gateway cannot give yet is asked for again, later each time up to a bound: for `open` and `close` so often in all, after a reconnect as long as the session lasts. */
+/** Attention that a gateway cannot give yet is asked for again, later each time up to a bound: for `open` and `close` so often in all, after a reconnect as long as the session lasts. Likewise a room that cannot be joined again yet. */
 const LATER = 14;
 const [AGAIN_MS_MIN, AGAIN_MS_MAX, TRIES_MAX] = [1_000, 30_000, 6];
 
@@ -300,7 +300,7 @@ export class Groups {
     if (isLiveRoom(group)) return;
     const wish = {};
     this.#wishes.set(group, wish);
-    const backoff = new Backoff(this.#againMs, AGAIN_MS_MAX, () => 0.5 + Math.random() / 2);
+    const backoff = this.#newBackoff();
     try {
       for (let tries = 1; ; tries++) {
         try {
@@ -309,16 +309,24 @@ export class Groups {
           const isLater = error instanceof TrunklineError && error.code === LATER && tries < triesMax;
           // Another wish may have taken its place, before or meanwhile.
           if (!isLater || this.#wishes.get(group) !== wish) throw error;
-          await new Promise<void>((resolve, fail) => {
-            const timer = setTimeout(() => (this.#later.delete(timer), resolve()), backoff.next());
-            this.#later.set(timer, fail);
-          });
+          await this.#pause(backoff);
           if (this.#wishes.get(group) !== wish) throw error;
         }
       }
     } finally {
       if (this.#wishes.get(group) === wish) this.#wishes.delete(group);
     }
+  }
+
+  #newBackoff(): Backoff {
+    return new Backoff(this.#againMs, AGAIN_MS_MAX, () => 0.5 + Math.random() / 2);
+  }
+
+  #pause(backoff: Backoff): Promise<void> {
+    return new Promise((resolve, fail) => {
+      const timer = setTimeout(() => (this.#later.delete(timer), resolve()), backoff.next());
+      this.#later.set(timer, fail);
+    });
   }
 
   // The session
@@ -340,11 +348,20 @@ export class Groups {
   #rejoin(group: bigint, track: Track): void {
     this.#rejoining.add(group);
     const before = track.whole;
-    this.#ask(group, false)
+    const backoff = this.#newBackoff();
+    const isWanted = () => this.#tracks.get(group) === track;
+    const join = (): Promise<bigint | undefined> =>
+      this.#ask(group, false).catch(async (error: Error) => {
+        // Its home may just have ended, or they are too many at once.
+        if (!(error instanceof TrunklineError && MAY_CHANGE.includes(error.code) && isWanted())) throw error;
+        await this.#pause(backoff);
+        return isWanted() ? join() : undefined;
+      });
+    join()
       .then(
-        (stamp) => stamp > before && this.#tell("gap", group, 0),
+        (stamp) => stamp !== undefined && stamp > before && this.#tell("gap", group, 0),
         (error: Error) => {
-          if (error instanceof NotConnectedError || this.#end) return;
+          if (error instanceof NotConnectedError || this.#end || !isWanted()) return;
           this.#forget(group);
           this.#tell("lost", group, error as TrunklineError);
         },

@@ -204,8 +204,8 @@ test("history is looked at, one page at a time with those of the inbox", async (
   const { messages, next, complete } = await first;
   assert.deepEqual([(await inbox).complete, messages.map(({ stamp }) => stamp), next, complete], [true, [11n, 12n], 12n, false]);
   const refused = groups.history(GROUP);
-  socket.receive(long(ERROR, { aux: 19 }));
-  await assert.rejects(refused, (error) => error.code === 19);
+  socket.receive(long(ERROR, { aux: 21 }), long(ERROR, { aux: 14, peer: 5n }), long(ERROR, { aux: 19, peer: GROUP }));
+  await assert.rejects(refused, (error) => error.code === 19, "not by what WATCH is refused for, or another group");
   await client.close();
 });
 
@@ -236,6 +236,31 @@ test("a live room is joined again before anything is said in it, and what is mis
   await groups.leave(ROOM);
   assert.deepEqual(of(await again(), JOIN), []);
   assert.throws(() => groups.follow(ROOM, 1), RangeError);
+  await client.close();
+});
+
+test("a room that cannot be joined again yet is asked for again, unless it is left", async () => {
+  const { client, groups, socket, told } = await open();
+  await joined(groups, socket, ROOM, 10);
+  await joined(groups, socket, ROOM + 1n, 10);
+  socket.end();
+  const next = await again();
+  const joins = (room) => of(next, JOIN).filter(({ peer }) => peer === room);
+  for (let at = 0; at < 3; at++) {
+    for (let tries = 0; tries < 400 && joins(ROOM).length <= at; tries++) await settle();
+    next.receive(long(ERROR, { id: joins(ROOM)[at].id, peer: ROOM, aux: at ? 14 : 11 }));
+  }
+  const fate = groups.send(ROOM, "hello", { ack: true });
+  next.receive(long(ERROR, { id: joins(ROOM + 1n)[0].id, peer: ROOM + 1n, aux: 14 }));
+  groups.leave(ROOM + 1n).catch(() => undefined);
+  for (let tries = 0; tries < 400 && joins(ROOM).length <= 3; tries++) await settle();
+  assert.deepEqual([of(next, GROUP_SEND).length, joins(ROOM + 1n).length], [0, 1]);
+  next.receive(long(GROUP_OK, { id: joins(ROOM)[3].id, peer: ROOM, stamp: 15n }));
+  await settle();
+  const { id } = of(next, GROUP_SEND)[0];
+  next.receive(long(SENT, { id, peer: ROOM, aux: 6, stamp: 16n }));
+  assert.equal(await fate, "accepted");
+  assert.deepEqual(told, [["gap", ROOM, 0]]);
   await client.close();
 });
 

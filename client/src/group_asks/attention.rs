@@ -1,4 +1,5 @@
-//! Attention that a gateway could not give or take back yet (ERROR 14): it is asked for again, later each time.
+//! Attention that a gateway could not give or take back yet, and rooms of the connection before that it could not take
+//! the session into (ERROR 14): they are asked for again, later each time.
 //!
 //! What an application waits for is asked for a few times; what this client asks for by itself after a reconnect as
 //! long as the session lasts. A later wish for the same group takes the place of an earlier one.
@@ -36,7 +37,7 @@ impl Attention {
 
     /// The gateway cannot say yet. Gives the wish back if it is not asked for again.
     pub(crate) fn refused(&mut self, asked: Asked, now: Instant, random: f64) -> Option<Asked> {
-        let is_wish = matches!(asked.act, Act::Open | Act::Close) && !asked.is_outdated;
+        let is_wish = matches!(asked.act, Act::Open | Act::Close | Act::Rejoin) && !asked.is_outdated;
         let is_hopeless = asked.is_waited_for() && asked.tries >= TRIES_MAX;
         if !is_wish || is_hopeless || asked.is_forgotten() {
             return Some(asked);
@@ -49,6 +50,11 @@ impl Attention {
     /// When the next one is to be asked for.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.later.iter().map(|later| later.due).min()
+    }
+
+    /// Whether a room waits to be joined again.
+    pub(crate) fn has_room_to_rejoin(&self) -> bool {
+        self.later.iter().any(|later| later.asked.act == Act::Rejoin)
     }
 
     /// One whose time has come.
@@ -97,6 +103,9 @@ mod tests {
             assert!(attention.due().is_some_and(|due| due <= now + AGAIN.max));
             assert!(attention.take(9).is_none() && attention.take(8).is_some());
         }
+        // So it is with a room that the connection before was in: its home may take seconds to be there again.
+        assert!(attention.refused(Asked::new(9, Act::Rejoin, 1_000, None), now, 0.0).is_none());
+        assert!(attention.has_room_to_rejoin() && attention.take(9).is_some() && !attention.has_room_to_rejoin());
     }
 
     #[tokio::test(start_paused = true)]

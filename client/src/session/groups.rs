@@ -7,7 +7,7 @@ use trunkline_proto::prost::Message as _;
 use trunkline_proto::{Code, Frame, Heads, Outcome, SyncOk, flags};
 
 use super::{Ended, Session};
-use crate::group_asks::{Act, Asked, GroupAsk};
+use crate::group_asks::{Act, Asked, GroupAsk, may_refuse_page};
 use crate::{Error, Event, GroupMessage, Reason, is_live_room, random};
 
 /// How long messages wait for live rooms to be joined again. Answers come at once; without one they are sent all the
@@ -108,6 +108,10 @@ impl Session<'_> {
         self.state.groups.sent(frame.peer, frame.id, 0);
         let Some(asked) = self.group_asks.answered(frame.id, frame.peer) else { return false };
         let asked = match Code::from_u16(code) {
+            // A room whose home has ended has another one in a moment; all at once may be too many for a second.
+            Some(Code::RateLimited) if asked.act == Act::Rejoin => {
+                self.group_asks.attention.refused(asked, Instant::now(), random::share())
+            }
             Some(Code::Overloaded) => self.group_asks.attention.refused(asked, Instant::now(), random::share()),
             _ => Some(asked),
         };
@@ -162,6 +166,15 @@ impl Session<'_> {
 
     pub(super) fn is_group_page_running(&self) -> bool {
         self.group_asks.is_running() || self.state.groups.is_running()
+    }
+
+    /// Whether an ERROR without an id answers the page on its way: one that names its group, or one that names none and
+    /// may be about a page.
+    pub(super) fn is_of_group_page(&self, peer: u64, code: u16) -> bool {
+        match self.group_asks.running().or_else(|| self.state.groups.running()) {
+            Some(group) => peer == group || (peer == 0 && may_refuse_page(code)),
+            None => false,
+        }
     }
 
     /// Groups that are behind are looked after, unless there is nobody to tell.

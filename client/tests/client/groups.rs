@@ -245,7 +245,7 @@ async fn history_is_looked_at_and_is_no_event() {
     assert_eq!((page.next, page.complete), (12, false));
     let refused = async {
         peer.expect(Kind::Sync).await;
-        peer.write(Kind::Error, 0, 19, 0, 0, 0, b"no").await;
+        peer.write(Kind::Error, 0, 19, 0, GROUP, 0, b"no").await;
     };
     let page = tokio::join!(client.group_history(GROUP, History::all()), refused).0;
     assert!(matches!(page, Err(Error::Refused { code: 19, .. })), "{page:?}");

@@ -15,6 +15,9 @@
 //! | `interest` | in a cluster: groups and live rooms of which this node has sessions and another node is the home |
 //! | `joins` | joins of live rooms that are not answered |
 //! | `behind` | sessions that were not given something, and are told so |
+//! | `demands` | what single sessions ask of homes and of the store |
+//! | `later` | sessions whose groups the store has not named |
+//! | `marks` | what users have read, on its way to the store |
 //! | `budget` | what sessions are given of live rooms in a second |
 //! | `mail` | what shards say to each other about groups |
 //! | `ask` | in a cluster: what is asked of the home of a durable group, as bytes |
@@ -28,20 +31,26 @@ pub(crate) mod asked;
 pub(crate) mod away;
 pub(crate) mod behind;
 pub(crate) mod budget;
+pub(crate) mod demands;
 pub(crate) mod home;
 pub(crate) mod interest;
 pub(crate) mod joins;
+pub(crate) mod later;
 pub(crate) mod mail;
+pub(crate) mod marks;
 pub(crate) mod part;
 
 use crate::limits::ATTENTION_WAITING_MAX;
 use away::Away;
 use behind::Behind;
 use budget::RoomBudget;
+use demands::Demands;
 use hashbrown::HashMap;
 use home::Homes;
 use interest::Interests;
 use joins::Joins;
+use later::Later;
+use marks::Marks;
 use part::Parts;
 use std::collections::VecDeque;
 use trunkline_router_core::hash::home_shard;
@@ -130,8 +139,10 @@ pub(crate) struct Groups {
     pub(crate) budget: RoomBudget,
     pub(crate) joins: Joins,
     pub(crate) asking: HashMap<u64, Asking>,
-    /// Sessions whose groups the store could not be asked for: connection, user, and what its LOGIN says it has.
-    pub(crate) unasked: VecDeque<(crate::io::ConnId, u64, u64)>,
+    pub(crate) demands: Demands,
+    pub(crate) marks: Marks,
+    /// Sessions whose groups the store could not be asked for.
+    pub(crate) later: Later,
     /// Of durable groups in a cluster: questions to other homes, and what is owed to other nodes.
     pub(crate) away: Away,
     /// Durable groups whose home this is, and that the store could not be told so.

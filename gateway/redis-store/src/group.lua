@@ -127,6 +127,10 @@ local function tidy()
   if old then expired = expired + truncate(old[1]) end
 end
 
+-- How long the view of a home is kept of a group that never was one: longer than any home of an earlier view may act.
+-- Anybody may ask for any id.
+local UNKNOWN_MS = 60000
+
 -- Whether a home of that view may write: none of an earlier one does from then on. View 0 is nobody's. `again`: it is
 -- written once more, so that replicas are asked for it: those of the one before may not have had it.
 local function claim(view, again)
@@ -140,7 +144,8 @@ local function claim(view, again)
     set('e', text(view))
     if not settings then
       set('last', meta.last)
-      redis.call('PEXPIRE', G, gone_ms)
+      local was_one = meta.b or meta.floor ~= '0-0' or meta.last ~= '0-0'
+      redis.call('PEXPIRE', G, was_one and gone_ms or UNKNOWN_MS)
     end
   end
   return true

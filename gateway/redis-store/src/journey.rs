@@ -9,7 +9,7 @@
 
 use crate::{GroupBounds, Settings, group};
 use std::sync::Arc;
-use trunkline_router::redis::{Batches, Call, Program, StoreSync, Value};
+use trunkline_router::redis::{Batches, Call, Outcome, Program, StoreSync, Value};
 use trunkline_store::{Clock, GroupAsk, GroupDenial, GroupReply, Limits, Membership, Refusal, Reply};
 
 /// An entry without a membership is taken out when it is so old. A join that takes longer is given up: two calls
@@ -167,8 +167,9 @@ impl Road {
         Ok(reply)
     }
 
-    /// The groups of a user, as the groups say; entries of others are taken out.
-    async fn groups_of(&self, user: u64, sync: StoreSync) -> Result<Vec<Membership>, Stop> {
+    /// The groups of a user, as the groups say; entries of others are taken out. With what went wrong if some could not
+    /// be asked: the others are on other servers, and are no worse for it.
+    async fn groups_of(&self, user: u64, sync: StoreSync) -> Result<(Vec<Membership>, Option<String>), Stop> {
         let rest = self.user_step(user, &["list"], sync).await?;
         let entries = group::entries(rest).ok_or_else(garbage)?;
         let look = GroupAsk::Of { user };
@@ -176,15 +177,13 @@ impl Road {
         let calls: Vec<Call> = entries.iter().map(call).collect();
         let outcomes = self.batches.run(&calls, StoreSync::Master).await;
         let mut memberships = Vec::with_capacity(entries.len());
+        // One without an outcome was not asked.
+        let mut trouble = (outcomes.len() < entries.len()).then(|| "no answer".to_owned());
         for ((group, version), outcome) in entries.into_iter().zip(outcomes) {
-            let (value, _) = outcome.map_err(|error| Stop::Failed(error.to_string()))?;
-            let answered = group::read(value, group, (self.clock)()).ok_or_else(garbage)?;
-            match answered.replies.into_iter().next().flatten() {
-                Some(Reply::Group(reply)) => match *reply {
-                    GroupReply::Of(of) => memberships.extend(of),
-                    _ => return Err(garbage()),
-                },
-                _ => {
+            match looked_at(outcome, group, (self.clock)()) {
+                Err(why) => trouble = Some(why),
+                Ok(Some(of)) => memberships.extend(of),
+                Ok(None) => {
                     let age = ORPHAN_MS.to_string();
                     // If that fails the next login tries it again.
                     let _ = self.user_step(user, &["drop", &group.to_string(), &version, &age], sync).await;
@@ -192,7 +191,7 @@ impl Road {
             }
         }
         memberships.sort_unstable_by_key(|membership| membership.group);
-        Ok(memberships)
+        Ok((memberships, trouble))
     }
 
     /// Carries out what concerns a group and a user. Returns the answer, and what went wrong.
@@ -203,14 +202,19 @@ impl Road {
         view: u64,
         sync: StoreSync,
     ) -> (Reply, Option<String>) {
+        let mut trouble = None;
         let reply = match *ask {
             GroupAsk::Join { user, .. } => self.join(group, user, view, ask, sync).await,
             GroupAsk::Leave { user } => self.leave(group, user, view, ask, sync).await,
-            GroupAsk::Of { user } => self.groups_of(user, sync).await.map(GroupReply::Of),
+            GroupAsk::Of { user } => self.groups_of(user, sync).await.map(|(memberships, why)| {
+                let is_whole = why.is_none();
+                trouble = why;
+                if is_whole { GroupReply::Of(memberships) } else { GroupReply::OfSome(memberships) }
+            }),
             _ => self.group_step(group, view, ask, sync).await,
         };
         match reply {
-            Ok(reply) => (Reply::Group(Box::new(reply)), None),
+            Ok(reply) => (Reply::Group(Box::new(reply)), trouble),
             Err(Stop::Denied(denial)) => (Reply::Group(Box::new(GroupReply::Denied(denial))), None),
             Err(Stop::Refused(refusal)) => (Reply::Refused(refusal), None),
             Err(Stop::Failed(why)) => (Reply::Refused(Refusal::Unavailable), Some(why)),
@@ -218,8 +222,24 @@ impl Road {
     }
 }
 
+/// What a group says of a user's membership; `None` if there is none.
+fn looked_at(outcome: Outcome, group: u64, now_ms: u64) -> Result<Option<Vec<Membership>>, String> {
+    let (value, _) = outcome.map_err(|error| error.to_string())?;
+    let answered = group::read(value, group, now_ms).ok_or(GARBAGE)?;
+    match answered.replies.into_iter().next() {
+        Some(Some(Reply::Group(reply))) => match *reply {
+            GroupReply::Of(of) => Ok(Some(of)),
+            _ => Err(GARBAGE.to_owned()),
+        },
+        Some(None) => Ok(None),
+        _ => Err(GARBAGE.to_owned()),
+    }
+}
+
+const GARBAGE: &str = "an answer that makes no sense";
+
 fn garbage() -> Stop {
-    Stop::Failed("an answer that makes no sense".to_owned())
+    Stop::Failed(GARBAGE.to_owned())
 }
 
 fn unconfirmed() -> Stop {
@@ -228,4 +248,28 @@ fn unconfirmed() -> Stop {
 
 fn new_version() -> String {
     rand::random_range(1..u64::MAX).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trunkline_router::redis::PlaneError;
+
+    fn answer(of: Vec<Value>) -> Outcome {
+        let answer = Value::Array(of);
+        Ok((
+            Value::Array(vec![0, 0, 0].into_iter().map(Value::Integer).chain([Value::Array(vec![answer])]).collect()),
+            true,
+        ))
+    }
+
+    #[test]
+    fn a_group_that_cannot_be_asked_is_neither_one_of_the_users_nor_none() {
+        let is_member = answer(["membership", "0", "1", "0", "0-0", "5-1"].map(Value::from).to_vec());
+        let of = looked_at(is_member, 7, 0).unwrap().expect("a membership");
+        assert_eq!((of.len(), of[0].group, of[0].last), (1, 7, 5 << 20 | 1));
+        assert_eq!(looked_at(answer(vec!["none".into()]), 7, 0), Ok(None));
+        assert!(looked_at(answer(["left", "0", "0-0"].map(Value::from).to_vec()), 7, 0).is_err());
+        assert!(looked_at(Err(PlaneError::Redis { detail: "a master is down".to_owned() }), 7, 0).is_err());
+    }
 }

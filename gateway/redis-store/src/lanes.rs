@@ -4,13 +4,18 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use trunkline_store::{GroupAsk, Request, Source};
 
 /// Bytes that may wait for one server. Beyond it messages are refused at once, so that a server that does not answer
-/// takes no room from the others'.
+/// takes no room from the others'; and everything else beyond what follows.
 const LANE_BYTES_MAX: usize = 8 << 20;
+const LANE_BYTES_MAX_OF_ALL: usize = 10 << 20;
+/// A server for which so much waits is one that does not take it.
+const STUCK_BYTES: usize = 6 << 20;
 /// Requests and bytes of one batch, about.
 const BATCH_REQUESTS_MAX: usize = 4_096;
 const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Requests of one call of the script, which holds up its server for as long.
 const CALL_REQUESTS_MAX: usize = 256;
+/// Requests that are left for a later batch because their user or group has its call full, before a batch ends.
+const PASSED_OVER_MAX: usize = 4_096;
 
 /// A server; `None` stands for users whom no server serves now.
 pub(crate) type Server = Option<(String, u16)>;
@@ -63,22 +68,21 @@ fn is_message(request: &Request) -> bool {
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
     by_server: HashMap<Server, Lane>,
-    bytes: usize,
 }
 
 impl Lanes {
     /// Adds a request for a server.
     ///
     /// # Errors
-    /// The request, if it is a message and too much waits there.
+    /// The request, if too much waits there; of messages that is less than of others.
     pub(crate) fn put(&mut self, server: Server, waiting: Waiting) -> Result<(), Waiting> {
         let bytes = waiting.request.bytes();
         let lane = self.by_server.entry(server).or_default();
-        if is_message(&waiting.request) && lane.bytes > 0 && lane.bytes + bytes > LANE_BYTES_MAX {
+        let most = if is_message(&waiting.request) { LANE_BYTES_MAX } else { LANE_BYTES_MAX_OF_ALL };
+        if lane.bytes > 0 && lane.bytes + bytes > most {
             return Err(waiting);
         }
         lane.bytes += bytes;
-        self.bytes += bytes;
         lane.waiting.push_back(waiting);
         Ok(())
     }
@@ -88,7 +92,6 @@ impl Lanes {
         let bytes = waiting.request.bytes();
         let lane = self.by_server.entry(server).or_default();
         lane.bytes += bytes;
-        self.bytes += bytes;
         lane.waiting.push_front(waiting);
     }
 
@@ -104,6 +107,7 @@ impl Lanes {
         let mut batch: Batch = Vec::new();
         let mut places: BTreeMap<Subject, usize> = BTreeMap::new();
         let (mut requests, mut bytes) = (0, 0);
+        let mut passed_over = Vec::new();
         while requests < BATCH_REQUESTS_MAX
             && bytes < BATCH_BYTES_MAX
             && let Some(next) = lane.waiting.front()
@@ -113,18 +117,24 @@ impl Lanes {
                 batch.push((subject, Vec::new()));
                 batch.len() - 1
             });
-            // One user's next call waits for the one before, so that the order is kept whatever becomes of it.
-            if batch[place].1.len() >= CALL_REQUESTS_MAX {
+            let is_full = batch[place].1.len() >= CALL_REQUESTS_MAX;
+            if is_full && passed_over.len() >= PASSED_OVER_MAX {
                 break;
             }
             let Some(next) = lane.waiting.pop_front() else { break };
+            // One user's next call waits for the one before, so that the order is kept whatever becomes of it. Others
+            // do not wait for that.
+            if is_full {
+                passed_over.push(next);
+                continue;
+            }
             requests += 1;
             bytes += next.request.bytes();
             batch[place].1.push(next);
         }
+        passed_over.into_iter().rev().for_each(|waiting| lane.waiting.push_front(waiting));
         lane.busy = !batch.is_empty();
         lane.bytes -= bytes;
-        self.bytes -= bytes;
         batch
     }
 
@@ -139,8 +149,14 @@ impl Lanes {
     }
 
     /// Bytes that wait for all servers.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.by_server.values().map(|lane| lane.bytes).sum()
+    }
+
+    /// Bytes that wait for servers that take what waits for them.
+    pub(crate) fn moving_bytes(&self) -> usize {
+        self.by_server.values().map(|lane| lane.bytes).filter(|bytes| *bytes < STUCK_BYTES).sum()
     }
 
     /// Whether nothing waits for a server, and nothing is under way to it.
@@ -207,6 +223,9 @@ mod tests {
         assert!((1..=8).contains(&taken), "{taken}");
         assert!(lanes.put(dead.clone(), seen(1, 1)).is_ok(), "what is no message has room");
         assert!(lanes.put(alive, append(2, 1 << 20)).is_ok());
+        assert!((1 << 20..2 << 20).contains(&lanes.moving_bytes()), "what waits for the dead one is no reason to wait");
+        let more = (0..1 << 20).take_while(|_| lanes.put(dead.clone(), seen(1, 1)).is_ok()).count();
+        assert!((1..1 << 20).contains(&more), "but not without an end: {more}");
     }
 
     #[test]
@@ -216,7 +235,16 @@ mod tests {
             lanes.put(None, seen(1, 1)).unwrap();
         }
         lanes.put(None, seen(2, 1)).unwrap();
-        let sizes: Vec<usize> = lanes.take(&None).iter().map(|(_, requests)| requests.len()).collect();
-        assert_eq!(sizes, [CALL_REQUESTS_MAX]);
+        lanes.put(None, seen(1, 2)).unwrap();
+        let mut sizes = || -> Vec<(Subject, usize)> {
+            let sizes = lanes.take(&None).iter().map(|(subject, requests)| (*subject, requests.len())).collect();
+            lanes.done(&None);
+            sizes
+        };
+        let (one, other) = (Subject::User(1), Subject::User(2));
+        assert_eq!(sizes(), [(one, CALL_REQUESTS_MAX), (other, 1)], "and another does not wait for it");
+        assert_eq!([sizes(), sizes()], [vec![(one, CALL_REQUESTS_MAX)], vec![(one, 1)]]);
+        let sizes = sizes();
+        assert!(sizes.is_empty() && lanes.bytes() == 0);
     }
 }

@@ -18,10 +18,15 @@ use trunkline_store::{Answer, GroupAsk, GroupReply, Opened, Refusal, Reply, Requ
 /// Requests and bytes taken out of the mailbox at a time.
 const TAKE_REQUESTS_MAX: usize = 8_192;
 const TAKE_BYTES_MAX: usize = 4 << 20;
-/// Bytes that may wait for servers; beyond it the mailbox fills, which tells senders.
+/// Bytes that may wait for servers that take what waits for them; beyond it the mailbox fills, which tells senders.
+/// What waits for others does not count: their lanes are bounded each for itself.
 const WAITING_BYTES_MAX: usize = 24 << 20;
-/// Joins, leaves and questions for the groups of a user that are under way or wait; further ones are refused.
+/// Joins, leaves and questions for the groups of a user that are under way or wait; further ones are refused. A part of
+/// it is for the questions, so that many who join keep nobody from logging in.
 const JOURNEYS_MAX: usize = 16_384;
+const JOINS_MAX: usize = JOURNEYS_MAX / 4 * 3;
+/// Of those that wait for one another, because they are about one user and one group.
+const QUEUE_MAX: usize = 64;
 /// How often a server that failed is tried, and what is owed to it is sent.
 const PROBE: Duration = Duration::from_secs(1);
 /// The key with the number of this store, so that what a client keeps of another one is not taken for this one's.
@@ -121,7 +126,7 @@ impl Work {
         let mut taken: Vec<(Source, Request)> = Vec::new();
         let mut is_last_try = false;
         loop {
-            if self.lanes.bytes() < WAITING_BYTES_MAX {
+            if self.lanes.moving_bytes() < WAITING_BYTES_MAX {
                 self.mail.take(&mut taken, TAKE_REQUESTS_MAX, TAKE_BYTES_MAX);
             }
             let took = !taken.is_empty();
@@ -162,7 +167,7 @@ impl Work {
 
     /// Waits until there is something to do, or lets the connections work if there is already.
     async fn rest(&mut self) {
-        let full = self.lanes.bytes() >= WAITING_BYTES_MAX;
+        let full = self.lanes.moving_bytes() >= WAITING_BYTES_MAX;
         let sleeps = full || self.mail.may_sleep();
         if !sleeps {
             return tokio::task::yield_now().await;
@@ -251,7 +256,7 @@ impl Work {
         }
     }
 
-    /// What came while there is no connection.
+    /// What came while there is no connection, or no room for it.
     fn turn_down(&mut self, source: Source, request: Request) {
         match request {
             Request::View { epoch } => drop(self.views.insert(source, epoch)),
@@ -279,7 +284,8 @@ impl Work {
 
     /// What is about a group and the list of a user's groups. It waits for what is under way about both.
     fn set_out(&mut self, journey: Journey) {
-        if self.journeys_waiting + self.travelling.len() >= JOURNEYS_MAX {
+        let most = if matches!(*journey.ask, GroupAsk::Of { .. }) { JOURNEYS_MAX } else { JOINS_MAX };
+        if self.journeys_waiting + self.travelling.len() >= most {
             return self.refuse(journey.source, journey.token, Refusal::Unavailable);
         }
         let user = match *journey.ask {
@@ -288,6 +294,9 @@ impl Work {
         };
         let key = (journey.group, user);
         match self.journeys.get_mut(&key) {
+            Some(waiting) if waiting.len() >= QUEUE_MAX => {
+                self.refuse(journey.source, journey.token, Refusal::Unavailable);
+            }
             Some(waiting) => {
                 waiting.push_back(journey);
                 self.journeys_waiting += 1;
@@ -353,7 +362,7 @@ impl Work {
         };
         let server = self.server_of(Subject::of(&request));
         if let Err(back) = self.lanes.put(server, Waiting { source, view, request }) {
-            self.refuse(source, back.request.token(), Refusal::Unavailable);
+            self.turn_down(source, back.request);
         }
     }
 
@@ -579,7 +588,7 @@ impl Work {
                 Subject::Group(group) => Request::Group { group, ask: Box::new(GroupAsk::Claim), token: None },
             };
             let waiting = Waiting { source: Source::MAX, view: 0, request };
-            // It is no message, and always finds room.
+            // Where there is no room for it what waits is as good a look.
             let _ = self.lanes.put(self.server_of(*subject), waiting);
         }
         for request in self.owed.take() {
@@ -589,7 +598,11 @@ impl Work {
             // It was asked for before any login that waits.
             match is_log_out {
                 true => self.lanes.put_first(server, waiting),
-                false => drop(self.lanes.put(server, waiting)),
+                false => {
+                    if let Err(back) = self.lanes.put(server, waiting) {
+                        self.owed.keep(&back.request, &self.stats);
+                    }
+                }
             }
         }
         self.launch();
@@ -617,6 +630,7 @@ fn is_look(reply: &GroupReply) -> bool {
             | GroupReply::Page { .. }
             | GroupReply::Reads { .. }
             | GroupReply::Of(_)
+            | GroupReply::OfSome(_)
     )
 }
 
@@ -809,6 +823,48 @@ mod tests {
         work.set_sync(StoreSync::Master);
         work.look_for_replicas(1);
         assert_eq!((work.sync, shown(&work)), (StoreSync::Master, (1, false)));
+    }
+
+    #[test]
+    fn one_group_of_one_user_takes_no_room_from_others_and_joins_none_from_logins() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut work, answers) = work();
+            let leave = |group, user| (group, Box::new(GroupAsk::Leave { user }));
+            let send = |work: &mut Work, (group, ask), token| {
+                work.accept(3, Request::Group { group, ask, token: Some(token) });
+            };
+            let refused = || answers.try_iter().map(|(_, batch)| batch.len()).sum::<usize>();
+            (0..100).for_each(|token| send(&mut work, leave(5, 7), token));
+            assert_eq!((refused(), work.journeys_waiting), (100 - 1 - QUEUE_MAX, QUEUE_MAX));
+            (0..JOURNEYS_MAX as u64).for_each(|user| send(&mut work, leave(6, user), user));
+            assert_eq!(refused(), JOURNEYS_MAX - (JOINS_MAX - 1 - QUEUE_MAX));
+            send(&mut work, (0, Box::new(GroupAsk::Of { user: 9 })), 1);
+            assert_eq!(refused(), 0);
+        });
+    }
+
+    #[test]
+    fn what_finds_no_room_at_a_hung_server_is_refused_or_owed_and_others_are_served() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        let (mut work, answers) = work();
+        let record = |bytes| Record { stamp: 1, from: 1, id: 1, flags: 0, payload: Arc::from(vec![0; bytes]) };
+        while work.lanes.bytes() < 7 << 20 {
+            let record = record(work.settings.limits.payload_bytes_max as usize);
+            work.accept(3, Request::Append { user: 7, record, retry: None, token: 1 });
+        }
+        assert_eq!(work.lanes.moving_bytes(), 0, "the mail of others is taken");
+        let mut sent = 0;
+        while answers.try_recv().is_err() {
+            sent += 1;
+            work.accept(3, Request::Devices { user: 7, token: 2 });
+            assert!(sent < 1_000_000);
+        }
+        work.accept(3, Request::Cursor { user: 7, device: 1, device_epoch: 9, stamp: 5 });
+        assert_eq!(work.owed.len(), 1);
+        work.probe();
+        assert_eq!(work.owed.len(), 1, "it is kept until there is room");
     }
 
     #[test]

@@ -14,7 +14,8 @@ use futures_channel::oneshot;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
-use trunkline_proto::HEADER_LONG;
+use tokio::time::Instant;
+use trunkline_proto::{HEADER_LONG, SERVICE_USERS};
 use trunkline_router::hash::home_shard;
 use trunkline_router::http::{AuditNote, JsonBody, Needs, Parameters, Problem, Routes, Scope, UserInPath};
 use trunkline_store::{
@@ -28,6 +29,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const ADDED_MAX: usize = 1_000;
 /// Of those, so many are asked for at a time: less than the queue of a shard holds.
 const ADDED_AT_A_TIME: usize = 64;
+/// Bytes of the sender's id in a GROUP_DELIVER.
+const SENDER_BYTES: usize = 8;
 /// Messages of a page where nothing is said, and bytes of their payloads.
 const PAGE: u32 = 100;
 const PAGE_BYTES: u32 = 4 << 20;
@@ -61,8 +64,9 @@ fn group_id(text: &str) -> Result<u64, Problem> {
 }
 
 fn user_id(text: &str) -> Result<u64, Problem> {
-    let user = text.parse().ok().filter(|user| *user != 0 && !text.starts_with('+'));
-    user.ok_or_else(|| Problem::bad_request("a user is a number from 1 to 18446744073709551615"))
+    // Ids from there on are services', which need not be members to send and are not limited as members are.
+    let user = text.parse().ok().filter(|user| (1..SERVICE_USERS).contains(user) && !text.starts_with('+'));
+    user.ok_or_else(|| Problem::bad_request(format!("a user is a number from 1 to {}", SERVICE_USERS - 1)))
 }
 
 /// A place of a log, as a string in JSON and in queries; 0 if it is not given.
@@ -89,7 +93,11 @@ fn begin(node: &Node, shard: u32, group: u64, ask: GroupAsk) -> Result<oneshot::
 }
 
 async fn end(receiver: oneshot::Receiver<Reply>) -> Result<GroupReply, Problem> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, receiver).await {
+    end_by(receiver, Instant::now() + ANSWER_TIMEOUT).await
+}
+
+async fn end_by(receiver: oneshot::Receiver<Reply>, by: Instant) -> Result<GroupReply, Problem> {
+    match tokio::time::timeout_at(by, receiver).await {
         Ok(Ok(Reply::Group(reply))) => Ok(*reply),
         Ok(Ok(Reply::Refused(refusal))) => {
             Err(Problem::unavailable(format!("the store refuses it: {}", Refusal::label(refusal))))
@@ -116,6 +124,10 @@ fn denied(reply: GroupReply) -> Problem {
     match denial {
         GroupDenial::NoGroup => Problem::not_found("there is no such group: PUT it first"),
         GroupDenial::NotAMember => Problem::not_found("the user is no member of the group"),
+        GroupDenial::RateLimited => {
+            let detail = "the group or the member has had its messages of this second; try again in the next";
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, detail)
+        }
         denial => Problem::new(StatusCode::CONFLICT, word(denial)),
     }
 }
@@ -129,6 +141,7 @@ fn word(denial: GroupDenial) -> &'static str {
         GroupDenial::Full => "group_full",
         GroupDenial::TooManyGroups => "too_many_groups",
         GroupDenial::NodeFull => "node_full",
+        GroupDenial::RateLimited => "rate_limited",
     }
 }
 
@@ -325,7 +338,7 @@ struct Added {
 #[derive(Serialize)]
 struct AddResult {
     user: String,
-    /// `joined`, `member` for one that was one before, or why not.
+    /// `joined`, `member` for one that was one before, or why not; `unavailable` is to be asked for again.
     result: &'static str,
 }
 
@@ -347,26 +360,47 @@ async fn add_members(
     let member = Member { role: role.unwrap_or(RoleWord::Member).into(), ..Member::default() };
     let shards = node.shards.get().map_or(1, |shards| shards.ports.len() as u16);
     let home = u32::from(group_home(group, shards));
+    let mut trouble = None;
     let mut results = Vec::with_capacity(users.len());
     let mut joined = 0;
+    let mut answers = true;
     for users in users.chunks(ADDED_AT_A_TIME) {
         let ask = |user| GroupAsk::Join { user, member, added: true, create: false };
-        let asked = users.iter().map(|user| begin(&node, home, group, ask(*user)));
-        for (user, asked) in users.iter().zip(asked.collect::<Vec<_>>()) {
-            let result = match end(asked?).await? {
-                GroupReply::Joined { news: true, .. } => "joined",
-                GroupReply::Joined { news: false, .. } => "member",
-                GroupReply::Denied(GroupDenial::NoGroup) => {
+        // Where of so many none has got an answer, the others would only wait as long for theirs.
+        let asked = users.iter().map(|user| answers.then(|| begin(&node, home, group, ask(*user))));
+        let asked: Vec<_> = asked.collect();
+        let by = Instant::now() + ANSWER_TIMEOUT;
+        answers = false;
+        for (user, asked) in users.iter().zip(asked) {
+            let reply = match asked {
+                Some(Ok(receiver)) => Some(end_by(receiver, by).await),
+                Some(Err(problem)) => Some(Err(problem)),
+                None => None,
+            };
+            answers |= matches!(reply, Some(Ok(_)));
+            let result = match reply {
+                Some(Ok(GroupReply::Joined { news: true, .. })) => "joined",
+                Some(Ok(GroupReply::Joined { news: false, .. })) => "member",
+                Some(Ok(GroupReply::Denied(GroupDenial::NoGroup))) => {
                     return Err(denied(GroupReply::Denied(GroupDenial::NoGroup)));
                 }
-                GroupReply::Denied(denial) => word(denial),
-                _ => "unavailable",
+                Some(Ok(GroupReply::Denied(denial))) => word(denial),
+                // It may be a member by now, and is told so when it is asked for again.
+                Some(Err(problem)) => {
+                    trouble.get_or_insert(problem);
+                    "unavailable"
+                }
+                Some(Ok(_)) | None => "unavailable",
             };
             joined += u32::from(result == "joined");
             results.push(AddResult { user: user.to_string(), result });
         }
     }
-    Ok((Extension(AuditNote(format!("group {group}: {joined} members"))), Json(AddResults { results })))
+    match trouble {
+        // Nothing was done, as far as is known.
+        Some(problem) if results.iter().all(|result| result.result == "unavailable") => Err(problem),
+        _ => Ok((Extension(AuditNote(format!("group {group}: {joined} members"))), Json(AddResults { results }))),
+    }
 }
 
 #[derive(Deserialize)]
@@ -509,8 +543,8 @@ async fn post_message(
     let id = id.parse().ok().filter(|id| *id != 0);
     let id = id.ok_or_else(|| Problem::bad_request("id is the sender's number for the message, 1 or more"))?;
     let payload = STANDARD.decode(&payload).map_err(|_| Problem::bad_request("payload is not base64"))?;
-    // What no client could send, none has to take.
-    let most = node.limits().frame_bytes_max as usize - HEADER_LONG;
+    // What no client could send, none has to take: each gets it with the sender's id in front.
+    let most = node.limits().frame_bytes_max as usize - HEADER_LONG - SENDER_BYTES;
     if payload.len() > most {
         let detail = format!("the payload has {} bytes: a frame (--frame-bytes-max) takes {most}", payload.len());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));

@@ -160,7 +160,8 @@ pub enum GroupAsk {
         /// The stamp.
         stamp: u64,
     },
-    /// The groups of a user, whatever the group of the request. Answered [`GroupReply::Of`].
+    /// The groups of a user, whatever the group of the request. Answered [`GroupReply::Of`],
+    /// or [`GroupReply::OfSome`].
     Of {
         /// Whose.
         user: u64,
@@ -198,6 +199,8 @@ pub enum GroupDenial {
     TooManyGroups,
     /// There are as many groups, or memberships, as the node may have.
     NodeFull,
+    /// The group, or the member, has had its messages of this second. No store says so, but the home of the group.
+    RateLimited,
 }
 
 /// A group.
@@ -314,4 +317,6 @@ pub enum GroupReply {
     },
     /// The groups of a user, in the order of their ids.
     Of(Vec<Membership>),
+    /// Some of them, likewise: whether the user is in others cannot be said now. Only of a store of several servers.
+    OfSome(Vec<Membership>),
 }

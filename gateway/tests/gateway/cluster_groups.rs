@@ -244,7 +244,7 @@ fn a_group_goes_on_when_the_node_that_is_its_home_is_killed_and_its_log_is_whole
     }
     let mut gone = Member::new(&fleet, 0, 6);
     gone.client.write(&wire::sync_group(7, group, 0, 0));
-    gone.client.expect_error(code::NOT_A_MEMBER, 0, 0);
+    gone.client.expect_error(code::NOT_A_MEMBER, 0, group);
     drop((members, gone));
     fleet.finish();
 }

@@ -164,7 +164,7 @@ fn who_is_no_member_can_neither_send_nor_read_and_who_has_left_gets_nothing() {
         group_send(&mut other, GROUP, 2, 0, b"let me in");
         other.expect_error(code::NOT_A_MEMBER, 2, GROUP);
         other.write(&wire::sync_group(1, GROUP, 0, 0));
-        other.expect_error(code::NOT_A_MEMBER, 0, 0);
+        other.expect_error(code::NOT_A_MEMBER, 0, GROUP);
         join(&mut other, GROUP);
         join(&mut other, GROUP);
         group_send(&mut other, GROUP, 3, flag::ACK, b"hello");
@@ -325,7 +325,7 @@ fn a_live_room_is_its_sessions_and_keeps_nothing() {
         }
         second.ping();
         second.write(&wire::sync_group(1, ROOM, 0, 0));
-        second.expect_error(code::UNSUPPORTED, 0, 0);
+        second.expect_error(code::UNSUPPORTED, 0, ROOM);
         leave(&mut members[1], ROOM);
         group_send(&mut members[0], ROOM, 11, 0, b"again");
         recv_group(&mut members[2], ROOM);

@@ -93,7 +93,7 @@ fn a_backend_makes_groups_and_sessions_are_in_them_at_once() {
     send(&mut one, 9, flag::ACK, b"?");
     one.expect_sent(9, 9, outcome::DENIED);
     one.write(&wire::sync_group(1, 9, 0, 0));
-    one.expect_error(code::NOT_A_MEMBER, 0, 0);
+    one.expect_error(code::NOT_A_MEMBER, 0, 9);
     gateway.wait_for_metrics("nobody is in it", |metrics| metrics.sum("trunkline_group_sessions", &[]) == 0);
     three.ping();
     // As many at once as a request may name, of the longest ids; and the longest message of a member.
@@ -108,7 +108,11 @@ fn a_backend_makes_groups_and_sessions_are_in_them_at_once() {
         let message = json!({ "from": users[0], "id": id.to_string(), "payload": payload });
         gateway.request_json("POST", "/v1/groups/10/messages", &message.to_string()).status
     };
-    assert_eq!([post(1, 65_504), post(2, 65_505), post(3, 100_000)], [200, 413, 413]);
+    assert_eq!([post(1, 65_496), post(2, 65_497), post(3, 100_000)], [200, 413, 413]);
+    // Services need not be members, so nobody speaks in their name; and members have their rate.
+    let service = r#"{"from": "18446744073709486080", "id": "4", "payload": ""}"#;
+    request(&gateway, "POST", "/v1/groups/10/messages", service, 400);
+    request(&gateway, "POST", "/v1/groups/10/members", r#"{"users": ["18446744073709551615"]}"#, 400);
     for (path, status) in
         [("/v1/groups/0", 400), ("/v1/groups/9223372036854775808", 404), ("/v1/groups/x/members", 400)]
     {
@@ -116,6 +120,24 @@ fn a_backend_makes_groups_and_sessions_are_in_them_at_once() {
     }
     drop((one, two, three));
     gateway.audit();
+    gateway.finish();
+}
+
+#[test]
+fn messages_over_http_are_within_the_rates_of_their_sender() {
+    let folder = ScratchFolder::new("groups-http-rates");
+    let gateway = Gateway::start(1, &["--data-dir", folder.path(), "--group-member-sends-per-sec", "1"]);
+    request(&gateway, "PUT", "/v1/groups/9", "{}", 201);
+    request(&gateway, "POST", "/v1/groups/9/members", r#"{"users": ["1", "2"]}"#, 200);
+    let post = |from: u32, id: u32| {
+        let message = json!({ "from": from.to_string(), "id": id.to_string(), "payload": "aGk=" });
+        gateway.request_json("POST", "/v1/groups/9/messages", &message.to_string()).status
+    };
+    // However a second begins, one of a hundred is its second one.
+    let refused = (1..100).map(|id| post(1, id)).find(|status| *status != 200);
+    assert_eq!(refused, Some(429));
+    assert_eq!(post(2, 1), 200, "another member has its own");
+    assert!(gateway.metrics().sum("trunkline_limit_hits_total", &[("limit", "group_member_sends_per_sec")]) > 0);
     gateway.finish();
 }
 

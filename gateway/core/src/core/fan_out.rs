@@ -13,7 +13,7 @@ use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::io::ConnId;
 use crate::mailbox::Record;
-use trunkline_proto::{Head, Header, Heads, Kind, encode, encode_message, encoded_len, flags};
+use trunkline_proto::{HEADER_SHORT, Head, Header, Heads, Kind, encode, encode_message, encoded_len, flags};
 
 /// Sessions that frames of groups are given to in a turn, so that others do not feel it: a millisecond and a half of
 /// sends. Dozens of shards may share a core, each of which has a turn before it is the first one's again. The turns that
@@ -23,8 +23,10 @@ const SESSIONS_PER_TURN: usize = 256;
 const HEADS_PER_TICK: usize = 4_096;
 /// Bytes of the sender's id in front of a payload.
 pub(super) const SENDER_BYTES: usize = 8;
-/// Groups of HEADS of one frame: it is some tens of bytes for each.
+/// Groups of HEADS of one frame, and bytes of each at most: three fixed numbers of 9 B, one of up to 11, one of up to
+/// 6, and 2 around them.
 const HEADS_MAX: usize = 1_000;
+const HEAD_BYTES_MAX: usize = 46;
 /// Where the flags of a frame are.
 const FLAGS_AT: usize = 5;
 
@@ -79,9 +81,7 @@ impl Shard {
             } else {
                 // It is told how far the group is when there is room, and its sessions ask for the rest.
                 self.links.stats.limit_mailbox.add(1);
-                if !self.groups.homes.owed.contains(&(*to, group)) {
-                    self.groups.homes.owed.push((*to, group));
-                }
+                self.groups.homes.owed.insert((*to, group));
             }
         }
         self.groups.homes.at(group).shards = shards;
@@ -241,7 +241,8 @@ impl Shard {
     }
 
     pub(super) fn send_heads(&mut self, slot: u32, heads: Vec<Head>) {
-        for heads in heads.chunks(HEADS_MAX) {
+        let fit = (self.links.limits.frame_bytes_max as usize - HEADER_SHORT) / HEAD_BYTES_MAX;
+        for heads in heads.chunks(fit.clamp(1, HEADS_MAX)) {
             self.links.stats.heads.add(1);
             let heads = Heads { heads: heads.to_vec() };
             self.links.reply(slot, |out| encode_message(out, Kind::Heads, 0, &heads));

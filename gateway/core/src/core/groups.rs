@@ -7,6 +7,7 @@
 use super::decode::Flow;
 use super::fan_out::{Numbered, SENDER_BYTES, encode_delivery};
 use super::far::Path;
+use super::keep::CURSOR_MS;
 use super::links::{TICK_MS, ticks};
 use super::resent::Before;
 use super::rooms::ToRoom;
@@ -42,6 +43,8 @@ use trunkline_store::{
 const HEADS_SLACK: u64 = stamp_at(10_000);
 /// Sessions whose groups are asked for again in a tick, because the store did not say.
 const ASKED_AGAIN_PER_TICK: usize = 1_024;
+/// Read marks that go to the store in a tick.
+const MARKS_PER_TICK: usize = 4_096;
 const _: () = assert!(TICK_MS == 100);
 
 /// Whether what is said behind a join does not wait for its answer: a bug, planted.
@@ -58,6 +61,7 @@ pub(super) fn code_of(denial: GroupDenial) -> Code {
         GroupDenial::NoGroup | GroupDenial::NotAMember | GroupDenial::NotOpen => Code::NotAMember,
         GroupDenial::Muted => Code::Muted,
         GroupDenial::Full | GroupDenial::TooManyGroups | GroupDenial::NodeFull => Code::LimitReached,
+        GroupDenial::RateLimited => Code::RateLimited,
     }
 }
 
@@ -118,9 +122,8 @@ impl Shard {
                     }
                     Code::Overloaded
                 }
-                // Perhaps its own groups are among those that the store was not asked for yet; to look for it among
-                // all who log in at once would take longer than to ask it to try again.
-                None if !self.groups.unasked.is_empty() => Code::Overloaded,
+                // Its groups are among those that the store has not named yet.
+                None if self.groups.later.waits(conn.slot) => Code::Overloaded,
                 None => Code::NotAMember,
             };
             return self.links.error(conn.slot, code, id, group);
@@ -141,7 +144,16 @@ impl Shard {
         }
         let origin = self.links.slots.id(slot);
         let from = self.links.slots.at(slot).user;
-        let is_in = !is_room(group) || self.groups.parts.is_in(origin, group);
+        let is_member = self.groups.parts.is_in(origin, group);
+        if !is_room(group) && !is_member && !self.groups.demands.may_send_as_stranger(slot) {
+            self.links.stats.group_messages_in.add(1);
+            self.links.stats.limit_group_member_sends.add(1);
+            self.links.stats.group_rate_limited.add(1);
+            self.links.error(slot, Code::RateLimited, id, group);
+            return Flow::On;
+        }
+        // Of a durable group the store knows more than this shard.
+        let is_in = !is_room(group) || is_member;
         let joins = !is_in && self.groups.joins.has(slot, group);
         if joins && !self.alone && !said_too_soon() {
             // The home of the room may be another node, which may not answer: the join may be refused, and this then too.
@@ -180,6 +192,12 @@ impl Shard {
                 return Flow::On;
             }
         }
+        if !self.groups.demands.begin(slot, group, id) {
+            // One session takes no room from others: it goes on with the next answer.
+            self.links.stats.limit_group_joins.add(1);
+            self.groups.joins.hold(slot);
+            return Flow::Hold;
+        }
         if is_room(group) && !leave && !self.groups.joins.begin(slot, group, id) {
             // It is asked for all the same, and what is said behind it is refused.
             self.links.stats.limit_group_joins.add(1);
@@ -190,6 +208,9 @@ impl Shard {
             Room::Yes => {}
             Room::Wait | Room::No if !leave => self.groups.joins.over(slot, group, id),
             Room::Wait | Room::No => {}
+        }
+        if sent != Room::Yes {
+            self.groups.demands.over(slot, group, id);
         }
         match sent {
             Room::Wait => return Flow::Wait,
@@ -211,14 +232,37 @@ impl Shard {
 
     fn group_mark(&mut self, slot: u32, frame: &Frame<'_>) {
         let user = self.links.slots.at(slot).user;
-        let ask = Box::new(GroupAsk::Mark { user, stamp: frame.stamp });
-        let request = Request::Group { group: frame.peer, ask, token: None };
         // Of a live room there is nothing to mark.
-        if let Some(desk) = self.desk.as_mut().filter(|_| !is_room(frame.peer)) {
-            match desk.port.send(request) {
-                Ok(()) => self.links.stats.group_marks.add(1),
-                // The next mark says as much.
-                Err(_) => self.links.stats.limit_store_mail.add(1),
+        if is_room(frame.peer) || self.desk.is_none() {
+            return;
+        }
+        self.links.stats.group_marks.add(1);
+        let due_tick = self.links.tick + ticks(CURSOR_MS);
+        if !self.groups.marks.note(frame.peer, user, frame.stamp, due_tick)
+            && !self.tell_mark(frame.peer, user, frame.stamp)
+        {
+            // The next mark says as much.
+            self.links.stats.limit_store_mail.add(1);
+        }
+    }
+
+    /// Tells the store how far a user has read a group. False if it has no room.
+    fn tell_mark(&mut self, group: u64, user: u64, stamp: u64) -> bool {
+        let ask = Box::new(GroupAsk::Mark { user, stamp });
+        let request = Request::Group { group, ask, token: None };
+        self.desk.as_mut().is_some_and(|desk| desk.port.send(request).is_ok())
+    }
+
+    /// Read marks go to the store.
+    fn tell_marks(&mut self) {
+        if !self.groups.marks.are_due(self.links.tick) && self.drain.is_none() {
+            return;
+        }
+        for _ in 0..MARKS_PER_TICK {
+            let Some((group, user, stamp)) = self.groups.marks.take() else { return };
+            if !self.tell_mark(group, user, stamp) {
+                self.links.stats.limit_store_mail.add(1);
+                return self.groups.marks.put_back((group, user, stamp), self.links.tick + ticks(CURSOR_MS));
             }
         }
     }
@@ -309,6 +353,7 @@ impl Shard {
     /// A join of a room is answered, if it was one: what the session has said behind it goes on.
     fn group_join_over(&mut self, slot: u32, group: u64, id: u64) {
         self.groups.joins.over(slot, group, id);
+        self.groups.demands.over(slot, group, id);
         if self.groups.joins.take_held(slot) {
             self.links.go_on(slot);
         }
@@ -426,22 +471,26 @@ impl Shard {
         }
     }
 
+    /// Counts a message in this second. The same for all, however they come.
+    pub(super) fn count_in_rates(&mut self, group: u64, from: u64) -> Rate {
+        let most = self.links.limits.groups;
+        let rate = self.groups.homes.count(group, from, most.sends_per_sec, most.member_sends_per_sec);
+        match rate {
+            Rate::Within => {}
+            Rate::Group => self.links.stats.limit_group_sends.add(1),
+            Rate::Member => self.links.stats.limit_group_member_sends.add(1),
+        }
+        rate
+    }
+
     /// Whether a message may be taken in this second; its sender is told if not.
     pub(super) fn is_within_rates(&mut self, group: u64, origin: Origin, from: u64, id: u64, of_message: u8) -> bool {
-        let most = self.links.limits.groups;
-        match self.groups.homes.count(group, from, most.sends_per_sec, most.member_sends_per_sec) {
+        match self.count_in_rates(group, from) {
             Rate::Within => return true,
-            Rate::Group => {
-                self.links.stats.limit_group_sends.add(1);
-                self.group_overloaded(origin, id, group, of_message);
-            }
+            Rate::Group => self.group_overloaded(origin, id, group, of_message),
             // Nobody is told but by an outcome.
-            Rate::Member if from >= SERVICE_USERS => {
-                self.links.stats.limit_group_member_sends.add(1);
-                self.group_overloaded(origin, id, group, of_message);
-            }
+            Rate::Member if from >= SERVICE_USERS => self.group_overloaded(origin, id, group, of_message),
             Rate::Member => {
-                self.links.stats.limit_group_member_sends.add(1);
                 self.links.stats.group_rate_limited.add(1);
                 self.group_refuse(origin, id, group, Code::RateLimited);
             }
@@ -508,7 +557,7 @@ impl Shard {
             true => GroupAsk::Leave { user },
             false => GroupAsk::Join { user, member: Member::default(), added: false, create },
         };
-        let asker = Asker::Session { origin, id };
+        let asker = Asker::Session { origin, id, user };
         self.ask_group_home(group, ask, asker);
     }
 
@@ -541,7 +590,7 @@ impl Shard {
                 }
                 self.answer_asker(group, asker, reply);
             }
-            GroupAsked::Claim { group } => self.group_claimed(group, reply),
+            GroupAsked::Claim { group, number } => self.group_claimed(group, number, reply),
             GroupAsked::Of { conn, user, last_stamp } => self.groups_of_user(conn, user, last_stamp, reply),
             GroupAsked::Sync { conn, aux, group, after, since } => {
                 self.group_page(conn, aux, group, [after, since], reply);
@@ -647,7 +696,8 @@ impl Shard {
 
     /// A user of this shard is a member of a group from now on, or is none.
     fn group_member(&mut self, group: u64, user: u64, joined: bool, last: u64, number: u64, session: Option<ConnId>) {
-        if let Some(asking) = self.groups.asking.get_mut(&user) {
+        // What is of one session alone says nothing of the others.
+        if let Some(asking) = self.groups.asking.get_mut(&user).filter(|_| session.is_none()) {
             asking.events.push((group, joined));
         }
         let conns: Vec<ConnId> = match session {
@@ -663,8 +713,20 @@ impl Shard {
         });
         for conn in conns.collect::<Vec<_>>() {
             if joined {
+                let was_in = self.groups.parts.is_in(conn, group);
                 self.enter_part(conn, group, last, number);
-            } else if self.leaves_part(conn, group) {
+                // What was passed on between the join and this word of it did not come to the session.
+                let missed = self.groups.parts.get(group).is_some_and(|part| part.last > last);
+                if missed && !was_in && !is_room(group) {
+                    self.groups.behind.note(conn, group);
+                }
+                continue;
+            }
+            if session.is_some() && !is_room(group) && self.groups.parts.is_in(conn, group) {
+                // What the home tells of the leave is late, or was followed by a join that it has told already.
+                self.groups.later.add(conn, user, None, self.links.tick);
+            }
+            if self.leaves_part(conn, group) {
                 self.unwatch(group);
             }
         }
@@ -721,11 +783,7 @@ impl Shard {
     }
 
     fn ask_for_groups_later(&mut self, conn: ConnId, user: u64, last_stamp: Option<u64>) {
-        if let Some(last_stamp) = last_stamp {
-            self.groups.unasked.push_back((conn, user, last_stamp));
-        } else {
-            self.groups.look_again = Some(self.groups.look_again.unwrap_or(u32::MAX).min(conn.slot));
-        }
+        self.groups.later.add(conn, user, last_stamp, self.links.tick);
     }
 
     fn groups_of_user(&mut self, conn: ConnId, user: u64, last_stamp: Option<u64>, reply: Reply) {
@@ -757,9 +815,17 @@ impl Shard {
         if !is_there {
             return;
         }
-        let Ok(GroupReply::Of(memberships)) = group_reply(reply) else {
-            return self.ask_for_groups_later(conn, user, last_stamp);
+        let (memberships, complete) = match group_reply(reply) {
+            Ok(GroupReply::Of(memberships)) => (memberships, true),
+            Ok(GroupReply::OfSome(memberships)) => (memberships, false),
+            _ => return self.ask_for_groups_later(conn, user, last_stamp),
         };
+        if complete {
+            self.groups.later.over(conn.slot);
+        } else {
+            // What is known counts already. The rest is news then, whatever the session has said that it has.
+            self.ask_for_groups_later(conn, user, None);
+        }
         let mut heads = Vec::new();
         for membership in &memberships {
             let group = membership.group;
@@ -789,7 +855,9 @@ impl Shard {
             memberships.binary_search_by_key(&group, |membership| membership.group).is_ok()
                 || events.iter().any(|(joined, is_member)| *joined == group && *is_member)
         };
-        let others = self.groups.parts.groups_of(conn.slot).filter(|group| !is_room(*group) && !is_in(*group));
+        // Nobody is out of a group because it could not be asked.
+        let others = self.groups.parts.groups_of(conn.slot).filter(|_| complete);
+        let others = others.filter(|group| !is_room(*group) && !is_in(*group));
         for group in others.collect::<Vec<_>>() {
             if self.leaves_part(conn, group) {
                 self.unwatch(group);
@@ -809,6 +877,8 @@ impl Shard {
     /// The session of a connection has ended.
     pub(super) fn leave_parts(&mut self, slot: u32) {
         self.groups.joins.end(slot);
+        self.groups.demands.end(slot);
+        self.groups.later.end(slot);
         for group in self.groups.parts.leave_all(slot) {
             self.unwatch(group);
         }
@@ -818,13 +888,18 @@ impl Shard {
     pub(super) fn expire_groups(&mut self) {
         let tick = self.links.tick;
         self.groups.homes.pass(tick);
-        for (shard, group) in std::mem::take(&mut self.groups.homes.owed) {
+        self.groups.demands.pass(tick);
+        self.tell_marks();
+        let mut owed: Vec<(u16, u64)> = self.groups.homes.owed.drain().collect();
+        // Not in the order of a table.
+        owed.sort_unstable();
+        for (shard, group) in owed {
             let Some(home) = self.groups.homes.get(group).filter(|home| home.shards.contains(&shard)) else { continue };
             let head = GroupMail::Head { group, last: home.last, number: home.number };
             if self.outgoing.has_room(shard, head.encoded_len()) {
                 self.tell_group(shard, &head);
             } else {
-                self.groups.homes.owed.push((shard, group));
+                self.groups.homes.owed.insert((shard, group));
             }
         }
         self.expire_rooms();
@@ -832,10 +907,11 @@ impl Shard {
         self.tell_those_behind();
         self.tell_passive();
         self.tell_late_groups();
-        for _ in 0..self.groups.unasked.len().min(ASKED_AGAIN_PER_TICK) {
-            let Some((conn, user, last_stamp)) = self.groups.unasked.pop_front() else { break };
+        let may_ask = self.serves_groups() && (self.alone || self.serving);
+        for _ in 0..if may_ask { ASKED_AGAIN_PER_TICK } else { 0 } {
+            let Some((conn, user, last_stamp)) = self.groups.later.take_due(tick) else { break };
             if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user) {
-                self.begin_groups(conn, user, Some(last_stamp));
+                self.begin_groups(conn, user, last_stamp);
             }
         }
     }
@@ -865,13 +941,14 @@ impl Shard {
         }
     }
 
-    /// SYNC of a group.
+    /// SYNC of a group. What it is refused for names the group: an ERROR without could be one of WATCH, or of another
+    /// SYNC.
     pub(super) fn sync_group(&mut self, slot: u32, aux: u16, sync: &Sync) {
         let Sync { after_stamp, since_ms, limit, group } = *sync;
         let conn = self.links.slots.id(slot);
         let user = self.links.slots.at(slot).user;
         if is_room(group) || !self.serves_groups() {
-            return self.links.error(slot, Code::Unsupported, 0, 0);
+            return self.links.error(slot, Code::Unsupported, 0, group);
         }
         let limit = if limit == 0 { SYNC_PAGE } else { limit.min(SYNC_PAGE_MAX) };
         let bytes_max = (self.links.limits.outbox_bytes_max / 2) as u32;
@@ -884,7 +961,7 @@ impl Shard {
             Ok(()) => desk.begin_sync(conn),
             Err(_) => {
                 self.links.stats.limit_store_mail.add(1);
-                self.links.error(slot, Code::Overloaded, 0, 0);
+                self.links.error(slot, Code::Overloaded, 0, group);
             }
         }
     }
@@ -897,8 +974,8 @@ impl Shard {
         let (slot, user) = (conn.slot, known.user);
         let (page, next) = match group_reply(reply) {
             Ok(GroupReply::Page { page, next }) => (page, next),
-            Ok(GroupReply::Denied(_)) => return self.links.error(slot, Code::NotAMember, 0, 0),
-            _ => return self.links.error(slot, Code::ServiceUnavailable, 0, 0),
+            Ok(GroupReply::Denied(_)) => return self.links.error(slot, Code::NotAMember, 0, group),
+            _ => return self.links.error(slot, Code::ServiceUnavailable, 0, group),
         };
         let Page { records, floor, last, complete, truncated } = page;
         for record in &records {

@@ -427,6 +427,14 @@ impl Shard {
             {
                 self.links.stats.mesh_misrouted.add(1);
             }
+            // It would stay the highest for ever.
+            FarRecord::GroupCopy { number, .. }
+            | FarRecord::GroupWatch { number, watch: true, .. }
+            | FarRecord::GroupHead { number, .. }
+                if number >= Seen::NUMBERS_END =>
+            {
+                self.links.stats.mesh_misrouted.add(1);
+            }
             FarRecord::GroupSend { origin, from, group, id, hops, flags, payload } => {
                 let (origin, path) = (Self::origin_at(origin), Path { via: node, hops: hops.saturating_add(1) });
                 self.room_message(&ToRoom { group, origin, from, id, flags, path, payload });

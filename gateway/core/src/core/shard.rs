@@ -676,6 +676,7 @@ impl Shard {
         let confirmed = mesh_bytes == 0;
         // What is owed is committed before the end.
         let stored = self.desk.as_ref().is_none_or(Desk::is_idle) && !self.has_pushes() && !self.holds_fates();
+        let stored = stored && self.groups.marks.is_empty();
         // What was handed to others for other nodes is on its way before this shard says that it has nothing more.
         let taken = self.alone || self.outgoing.has_drained() || self.outgoing.pending_bytes() == 0;
         empty

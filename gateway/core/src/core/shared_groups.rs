@@ -22,7 +22,7 @@ use crate::groups::asked::GroupAsked;
 use crate::groups::asked::Sending;
 use crate::groups::asked::{Asker, Effect};
 use crate::groups::away::MemberNews;
-use crate::groups::home::{Claim, Seen};
+use crate::groups::home::{Claim, Home as GroupHome, Rate, Seen};
 use crate::groups::is_room;
 use crate::groups::mail::GroupMail;
 use crate::ids::NodeKey;
@@ -32,7 +32,7 @@ use crate::mesh::wire::{GROUPS_SINCE, Record as FarRecord, member_change};
 use futures_channel::oneshot;
 use trunkline_proto::Code;
 use trunkline_router_core::hash::home_shard;
-use trunkline_store::{GroupAsk, GroupReply, Record as Stored, Refusal, Reply, Request};
+use trunkline_store::{GroupAsk, GroupDenial, GroupReply, Record as Stored, Refusal, Reply, Request};
 
 /// How long after the store did not say who is a member all sessions ask again, ticks: 2 s.
 const UNKNOWN_TICKS: u32 = 20;
@@ -92,6 +92,12 @@ impl Shard {
 
     /// This node is the home of the group.
     pub(super) fn ask_as_home(&mut self, group: u64, ask: GroupAsk, asker: Asker) {
+        if let GroupAsk::Append { record, .. } = &ask
+            && self.count_in_rates(group, record.from) != Rate::Within
+        {
+            let denied = GroupReply::Denied(GroupDenial::RateLimited);
+            return self.answer_asker(group, asker, Reply::Group(Box::new(denied)));
+        }
         if !self.alone && !self.reign_over_log(group) {
             return self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable));
         }
@@ -136,7 +142,7 @@ impl Shard {
         if let Err(Asked::Group(GroupAsked::Home { asker, .. })) = asked {
             self.links.stats.limit_store_mail.add(1);
             match asker {
-                Asker::Session { origin, id } => self.group_refuse(origin, id, group, Code::Overloaded),
+                Asker::Session { origin, id, .. } => self.group_refuse(origin, id, group, Code::Overloaded),
                 asker => self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable)),
             }
         }
@@ -155,11 +161,18 @@ impl Shard {
                     self.links.stats.mesh_answers_lost.add(1);
                 }
             }
-            Asker::Session { origin, id } => {
+            Asker::Session { origin, id, user } => {
                 let code = match &reply {
                     Reply::Group(reply) => match **reply {
                         GroupReply::Joined { last: stamp, .. } | GroupReply::Left { last: stamp, .. } => {
                             let joined = matches!(**reply, GroupReply::Joined { .. });
+                            if !joined && !self.alone {
+                                // The home tells all nodes, and that may come later than this. A session that was
+                                // told that it has left gets nothing more.
+                                let (shard, session) = (origin.shard, Some(origin.conn));
+                                let left = GroupMail::Member { group, user, joined, last: stamp, number: 0, session };
+                                self.tell_group(shard, &left);
+                            }
                             let ok = GroupMail::Ok { group, conn: origin.conn, id, stamp, joined };
                             return self.tell_group(origin.shard, &ok);
                         }
@@ -201,7 +214,9 @@ impl Shard {
         }
         let request = |token| Request::Group { group, ask: Box::new(GroupAsk::Claim), token: Some(token) };
         let tick = self.links.tick;
-        let asked = Asked::Group(GroupAsked::Claim { group });
+        let home = self.groups.homes.at(group);
+        home.claim_number += 1;
+        let asked = Asked::Group(GroupAsked::Claim { group, number: home.claim_number });
         let told = self.desk.as_mut().is_some_and(|desk| desk.ask(tick, asked, request).is_ok());
         let home = self.groups.homes.at(group);
         if told {
@@ -215,7 +230,7 @@ impl Shard {
     }
 
     /// The store has answered a claim.
-    pub(super) fn group_claimed(&mut self, group: u64, reply: Reply) {
+    pub(super) fn group_claimed(&mut self, group: u64, number: u64, reply: Reply) {
         self.groups.homes.answered(group);
         let claimed = match &reply {
             Reply::Group(reply) => match **reply {
@@ -224,7 +239,11 @@ impl Shard {
             },
             _ => None,
         };
-        let Some(home) = self.groups.homes.get_mut(group).filter(|home| home.claim == Claim::Asked) else { return };
+        // A late answer to an earlier claim says nothing of the log since.
+        let is_it = |home: &&mut GroupHome| home.claim == Claim::Asked && home.claim_number == number;
+        let Some(home) = self.groups.homes.get_mut(group).filter(is_it) else {
+            return self.groups.homes.forget_if_idle(group);
+        };
         let Some(last) = claimed else {
             home.unclaim();
             self.groups.unclaimed.push(group);
@@ -396,14 +415,16 @@ impl Shard {
         }
         let high_water = self.links.slots.high_water();
         let end = high_water.min(from.saturating_add(LOOKS_PER_TICK));
-        // Those that cannot be asked for now put it back.
+        // Those that cannot be asked for now are asked for by themselves.
         self.groups.look_again = match end < high_water {
             true => Some(end),
             false => std::mem::take(&mut self.groups.look_once_more).then_some(0),
         };
         for slot in from..end {
             let conn = self.links.slots.at(slot);
-            if conn.phase == Phase::Open && !conn.flags.has(ConnFlags::SERVICE) {
+            let asks = conn.phase == Phase::Open && !conn.flags.has(ConnFlags::SERVICE);
+            // Who waits is asked for then.
+            if asks && !self.groups.later.waits(slot) {
                 let user = conn.user;
                 self.begin_groups(self.links.slots.id(slot), user, None);
             }

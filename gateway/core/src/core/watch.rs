@@ -29,8 +29,12 @@ use trunkline_router_core::presence::Presence;
 const WALK_PLACES: usize = 65_536;
 /// Changes told in a tick; the rest waits for the next.
 const CHANGES_PER_TICK: usize = 16_384;
-/// Sessions that are told in a tick what has changed; the rest waits for the next.
+/// Sessions that are told in a tick what has changed, and those that are looked at: some are not due yet, some do not
+/// read. The rest waits for the next.
 const SESSIONS_PER_TICK: usize = 4_096;
+const LOOKS_PER_TICK: usize = 65_536;
+/// Words to homes in one go; the rest goes with the next tick.
+const WORDS_PER_TURN: usize = 65_536;
 /// How often it is looked which nodes are reached.
 const LOOK_MS: u64 = 1_000;
 /// Bytes a user id takes in a body at most, with its tag.
@@ -158,7 +162,8 @@ impl Shard {
     fn tell_homes(&mut self) {
         let tick = self.links.tick;
         let mut later = Vec::new();
-        while let Some(word) = self.watches.watchers.next_word() {
+        for _ in 0..WORDS_PER_TURN {
+            let Some(word) = self.watches.watchers.next_word() else { break };
             match word {
                 Word::Ask { user, known } => {
                     let home = home_place(self.directory.routing.as_deref(), self.alone, self.shards, user);
@@ -471,13 +476,18 @@ impl Shard {
     fn tell_watchers(&mut self) {
         let tick = self.links.tick;
         let frame_bytes_max = self.links.limits.frame_bytes_max as usize - HEADER_SHORT;
-        for _ in 0..self.watches.watchers.listed().min(SESSIONS_PER_TICK) {
+        let mut told = 0;
+        for _ in 0..self.watches.watchers.listed().min(LOOKS_PER_TICK) {
+            if told == SESSIONS_PER_TICK {
+                return;
+            }
             let Some((slot, is_due)) = self.watches.watchers.next_listed(tick) else { return };
             let room = self.links.limits.outbox_bytes_max / 2;
             if !is_due || self.links.slots.at(slot).outbox_bytes() >= room {
                 self.watches.watchers.later(slot);
                 continue;
             }
+            told += 1;
             let (mut users, mut bytes) = (Vec::new(), 0);
             self.watches.watchers.tell(slot, tick, |shown| {
                 let State { status, since_s, classes } = shown.state;

@@ -29,7 +29,7 @@ const REFUSED: u8 = 6;
 const ASK_BYTES: usize = 23;
 const ANSWER_BYTES: usize = 10;
 
-const DENIALS: [GroupDenial; 7] = [
+const DENIALS: [GroupDenial; 8] = [
     GroupDenial::NoGroup,
     GroupDenial::NotAMember,
     GroupDenial::Muted,
@@ -37,6 +37,7 @@ const DENIALS: [GroupDenial; 7] = [
     GroupDenial::Full,
     GroupDenial::TooManyGroups,
     GroupDenial::NodeFull,
+    GroupDenial::RateLimited,
 ];
 
 /// Whether it is for the home of a group: it changes who gets messages, or is one.

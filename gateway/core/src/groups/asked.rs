@@ -12,8 +12,9 @@ pub(crate) enum GroupAsked {
     Send(Box<Sending>),
     /// What the home of a group decides, or a question to it.
     Home { group: u64, effect: Effect, asker: Asker },
-    /// This is the home of the group from now on.
-    Claim { group: u64 },
+    /// This is the home of the group from now on. `number`: the claim's, see
+    /// [`Home::claim_number`](super::home::Home::claim_number).
+    Claim { group: u64, number: u64 },
     /// The groups of a user who has logged in.
     Of { conn: ConnId, user: u64, last_stamp: Option<u64> },
     /// A page that a client asked for: of what lies behind `after`, up to which it has everything, and behind `since`.
@@ -49,8 +50,8 @@ pub(crate) enum Effect {
 /// Who asked the home of a group.
 #[derive(Debug)]
 pub(crate) enum Asker {
-    /// A session of this node, to join or to leave.
-    Session { origin: Origin, id: u64 },
+    /// A session of this node, to join or to leave, and its user.
+    Session { origin: Origin, id: u64, user: u64 },
     /// The control thread.
     Control(oneshot::Sender<Reply>),
     /// A shard of another node, under a number of its own.

@@ -5,8 +5,8 @@ use crate::groups::asked::Asker;
 use crate::ids::NodeKey;
 use crate::limits::ROOM_JOINS_WAITING_MAX;
 use crate::mesh::wire::member_change;
-use hashbrown::{HashMap, HashSet};
-use std::collections::VecDeque;
+use hashbrown::HashSet;
+use std::collections::{BTreeMap, VecDeque};
 
 /// A question waits so many ticks for its answer.
 const ANSWER_TICKS: u32 = 30;
@@ -28,9 +28,8 @@ impl MemberNews {
 /// Both, of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct Away {
-    asked: HashMap<u64, (u64, Asker)>,
-    /// By when each is to be answered; some are.
-    due: VecDeque<(u32, u64)>,
+    /// By their numbers, which is also the order in which they are due: by when, about which group, and who asked.
+    asked: BTreeMap<u64, (u32, u64, Asker)>,
     last_number: u64,
     /// What could not be sent to a node, in order.
     owed: VecDeque<(NodeKey, MemberNews)>,
@@ -44,26 +43,25 @@ impl Away {
     /// # Errors
     /// Who asked, if too many wait.
     pub(crate) fn begin(&mut self, group: u64, asker: Asker, tick: u32) -> Result<u64, Asker> {
-        // Those that are answered count until their time is over.
-        if self.due.len() >= ROOM_JOINS_WAITING_MAX {
+        if self.asked.len() >= ROOM_JOINS_WAITING_MAX {
             return Err(asker);
         }
         self.last_number += 1;
-        self.asked.insert(self.last_number, (group, asker));
-        self.due.push_back((tick + ANSWER_TICKS, self.last_number));
+        self.asked.insert(self.last_number, (tick + ANSWER_TICKS, group, asker));
         Ok(self.last_number)
     }
 
     /// It is answered, or will not be. Returns the group and who asked, unless that is over.
     pub(crate) fn take(&mut self, number: u64) -> Option<(u64, Asker)> {
-        self.asked.remove(&number)
+        self.asked.remove(&number).map(|(_, group, asker)| (group, asker))
     }
 
     /// Questions whose time is over.
     pub(crate) fn expire(&mut self, tick: u32) -> Vec<(u64, Asker)> {
         let mut over = Vec::new();
-        while let Some((_, number)) = self.due.pop_front_if(|(due, _)| *due <= tick) {
-            over.extend(self.asked.remove(&number));
+        while let Some(first) = self.asked.first_entry().filter(|first| first.get().0 <= tick) {
+            let (_, group, asker) = first.remove();
+            over.push((group, asker));
         }
         over
     }
@@ -85,7 +83,9 @@ impl Away {
 
     /// Something for a node waits. Beyond the bound it is told that it has missed something instead.
     pub(crate) fn owe(&mut self, node: NodeKey, news: MemberNews) {
-        if self.owed.iter().any(|(to, news)| *to == node && *news == MemberNews::MISSED) {
+        // What is told besides counts at once; the look at all sessions takes a while.
+        let is_told = |(to, owed): &(NodeKey, MemberNews)| *to == node && *owed == MemberNews::MISSED;
+        if news == MemberNews::MISSED && self.owed.iter().any(is_told) {
             return;
         }
         if self.owed.len() < ROOM_JOINS_WAITING_MAX {
@@ -161,6 +161,8 @@ mod tests {
         assert!(away.take(second).is_none() && away.waiting() == 0);
         assert!((0..ROOM_JOINS_WAITING_MAX as u64).all(|ask| away.begin(7, asker(ask), 9).is_ok()));
         assert!(away.begin(7, asker(0), 9).is_err());
+        assert!(away.take(second + 1).is_some());
+        assert!(away.begin(7, asker(0), 9).is_ok(), "one that is answered takes no room");
     }
 
     #[test]
@@ -179,6 +181,13 @@ mod tests {
         let mut left: Vec<_> = std::iter::from_fn(|| away.next_owed()).collect();
         left.sort_by_key(|(node, _)| node.0);
         assert_eq!(left, [(a, MemberNews::MISSED), (b, MemberNews::MISSED)]);
+        away.owe(a, MemberNews::MISSED);
+        away.owe(a, news(1));
+        away.owe(a, MemberNews::MISSED);
+        assert_eq!(
+            std::iter::from_fn(|| away.next_owed()).collect::<Vec<_>>(),
+            [(a, MemberNews::MISSED), (a, news(1))]
+        );
         away.owe(a, news(1));
         [(a, 9), (b, 8), (a, 9)].into_iter().for_each(|(node, group)| away.owe_head(node, group));
         away.forget_nodes(|node| node == b);

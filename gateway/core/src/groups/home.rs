@@ -2,7 +2,7 @@
 //! the store.
 
 use crate::ids::NodeKey;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 /// A second, in which rates are counted.
 const WINDOW_TICKS: u32 = 10;
@@ -30,6 +30,10 @@ pub(crate) struct Seen {
 impl Seen {
     /// Nobody here was in the room before.
     pub(crate) const NOTHING: Seen = Seen { reign: 0, number: 0, last: 0 };
+
+    /// Numbers that count. Who names a higher one is mistaken or lies: no group has had so many messages, and behind
+    /// the last number of all there would be none for further ones.
+    pub(crate) const NUMBERS_END: u64 = 1 << 48;
 }
 
 /// Whether the home of a durable group in a cluster has told the store that it is.
@@ -61,6 +65,8 @@ pub(crate) struct Home {
     pub(crate) reigns: bool,
     /// Of a durable group, while this node is its home.
     pub(crate) claim: Claim,
+    /// How often it was claimed: only the answer to the latest claim counts.
+    pub(crate) claim_number: u64,
     /// Nodes that want copies of a durable group and wait for the store to answer the claim, each with its token and
     /// what it has seen: at most one for each node.
     pub(crate) waiting: Vec<(NodeKey, u64, Seen)>,
@@ -179,7 +185,7 @@ pub(crate) struct Homes {
     members: HashMap<(u64, u64), u32>,
     window_tick: u32,
     /// Shards whose mailbox had no room for a copy: they are told how far the group is.
-    pub(crate) owed: Vec<(u16, u64)>,
+    pub(crate) owed: HashSet<(u16, u64)>,
 }
 
 impl Homes {

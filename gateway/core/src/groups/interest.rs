@@ -14,7 +14,7 @@ use crate::ids::Origin;
 use crate::io::ConnId;
 use crate::limits::ROOM_JOINS_WAITING_MAX;
 use hashbrown::HashMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// A home that does not confirm is asked again after so many ticks: it may not have the view yet that makes it one.
 const AGAIN_TICKS: u32 = 5;
@@ -71,7 +71,7 @@ pub(crate) struct Interests {
     /// Rooms whose home was asked, by when.
     asked: VecDeque<(u32, u64)>,
     /// Rooms with joins that wait, by when those are refused.
-    overdue: VecDeque<(u32, u64)>,
+    overdue: BTreeSet<(u32, u64)>,
     /// Homes that are to be told that no copies are wanted any more.
     goodbyes: VecDeque<Word>,
     waiting: usize,
@@ -145,12 +145,11 @@ impl Interests {
 
     /// Lets a join wait for the home of its room. False if too many wait.
     pub(crate) fn wait(&mut self, group: u64, join: Joining, tick: u32) -> bool {
-        // Those that were taken back count until their time is over.
-        let has_room = self.overdue.len() < ROOM_JOINS_WAITING_MAX;
+        let has_room = self.waiting < ROOM_JOINS_WAITING_MAX;
         let Some(room) = self.rooms.get_mut(&group).filter(|_| has_room) else { return false };
         room.joins.push((tick + JOIN_TICKS, join));
         self.waiting += 1;
-        self.overdue.push_back((tick + JOIN_TICKS, group));
+        self.overdue.insert((tick + JOIN_TICKS, group));
         true
     }
 
@@ -158,9 +157,15 @@ impl Interests {
     pub(crate) fn take_joins_of(&mut self, group: u64, conn: ConnId, shard: u16) -> Vec<Joining> {
         let Some(room) = self.rooms.get_mut(&group) else { return Vec::new() };
         let is_of = |(_, join): &mut (u32, Joining)| (join.origin.conn, join.origin.shard) == (conn, shard);
-        let taken: Vec<Joining> = room.joins.extract_if(.., is_of).map(|(_, join)| join).collect();
+        let taken: Vec<(u32, Joining)> = room.joins.extract_if(.., is_of).collect();
         self.waiting -= taken.len();
-        taken
+        for (due, _) in &taken {
+            // They are in the order in which they came.
+            if room.joins.binary_search_by_key(due, |(due, _)| *due).is_err() {
+                self.overdue.remove(&(*due, group));
+            }
+        }
+        taken.into_iter().map(|(_, join)| join).collect()
     }
 
     /// The next home to ask, which counts as asked from now on.
@@ -184,9 +189,18 @@ impl Interests {
             return None;
         }
         room.stage = Stage::Confirmed;
-        let joins: Vec<Joining> = room.joins.drain(..).map(|(_, join)| join).collect();
+        let joins = std::mem::take(&mut room.joins);
+        Some(self.no_more_wait(group, joins))
+    }
+
+    /// Joins of a room wait no more.
+    fn no_more_wait(&mut self, group: u64, joins: Vec<(u32, Joining)>) -> Vec<Joining> {
         self.waiting -= joins.len();
-        Some(joins)
+        let ended = joins.into_iter().map(|(due, join)| {
+            self.overdue.remove(&(due, group));
+            join
+        });
+        ended.collect()
     }
 
     /// What a home was asked did not get there.
@@ -249,9 +263,8 @@ impl Interests {
     /// This node is the home of the room from now on. Returns the joins that waited for another; `None` if this node
     /// was the home before, or nobody here knew of the room.
     pub(crate) fn take(&mut self, group: u64) -> Option<Vec<Joining>> {
-        let joins: Vec<Joining> = self.remove(group)?.into_iter().map(|(_, join)| join).collect();
-        self.waiting -= joins.len();
-        Some(joins)
+        let joins = self.remove(group)?;
+        Some(self.no_more_wait(group, joins))
     }
 
     /// Lets time pass: homes that have not confirmed are to be asked again. Returns the joins whose time is over.
@@ -264,7 +277,9 @@ impl Interests {
             }
         }
         let mut over = Vec::new();
-        while let Some((_, group)) = self.overdue.pop_front_if(|(due, _)| *due <= tick) {
+        while self.overdue.first().is_some_and(|(due, _)| *due <= tick)
+            && let Some((_, group)) = self.overdue.pop_first()
+        {
             let Some(room) = self.rooms.get_mut(&group) else { continue };
             let late = room.joins.extract_if(.., |(due, _)| *due <= tick);
             over.extend(late.map(|(_, join)| (group, join)));
@@ -379,7 +394,11 @@ mod tests {
         interests.want(7, Some((A, 1)));
         assert!((0..ROOM_JOINS_WAITING_MAX as u32).all(|slot| interests.wait(7, join(slot), 0)));
         assert!(!interests.wait(7, join(9), 0));
+        assert_eq!(interests.take_joins_of(7, join(5).origin.conn, 3), [join(5)]);
+        assert!(interests.wait(7, join(9), 0), "one that was taken back takes no room");
         assert_eq!(interests.expire(JOIN_TICKS).len(), ROOM_JOINS_WAITING_MAX);
-        assert!(interests.wait(7, join(9), 0));
+        assert!(interests.wait(7, join(9), 0) && interests.overdue.len() == 1);
+        interests.take_joins_of(7, join(9).origin.conn, 3);
+        assert!(interests.overdue.is_empty() && interests.waiting() == 0);
     }
 }

@@ -21,7 +21,7 @@ mod passive;
 use super::is_room;
 use crate::io::ConnId;
 use crate::limits::ROOM_GATHER_BYTES_MAX;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 pub(crate) use passive::News;
 use passive::{Place, Rounds};
 use std::collections::{BTreeSet, VecDeque};
@@ -30,6 +30,8 @@ use std::collections::{BTreeSet, VecDeque};
 const NONE: u32 = u32::MAX;
 /// Sessions of one part that are walked before it is another part's turn.
 const STRETCH: usize = 128;
+/// Bytes that count as one session more of a walk: a turn of 256 sessions copies 4 MiB at most.
+const BYTES_PER_SESSION: usize = 16_384;
 /// Frames are put together to be given at once, until they are so many bytes: a fraction of any outbox.
 const RUN_BYTES: usize = ROOM_GATHER_BYTES_MAX;
 
@@ -80,6 +82,8 @@ pub(crate) struct Part {
     /// Their slots.
     live: Vec<u32>,
     queue: VecDeque<Item>,
+    /// Who is to be taken in by it.
+    waiting: HashSet<ConnId>,
     /// Bytes of frames in it.
     queued: usize,
     /// How many of them have had the first of the queue.
@@ -102,6 +106,8 @@ pub(crate) struct Part {
     attention: Option<u32>,
     /// This is that part, of the group's other one.
     of: Option<u32>,
+    /// The group has ended: nobody finds this part any more, and its sessions are taken out by and by.
+    ended: bool,
 }
 
 impl Part {
@@ -112,6 +118,7 @@ impl Part {
             number,
             live: Vec::new(),
             queue: VecDeque::new(),
+            waiting: HashSet::new(),
             queued: 0,
             cursor: 0,
             active: false,
@@ -124,6 +131,7 @@ impl Part {
             before_news: 0,
             attention: None,
             of,
+            ended: false,
         }
     }
 
@@ -133,7 +141,7 @@ impl Part {
     }
 
     fn waits(&self, conn: ConnId) -> bool {
-        self.queue.iter().any(|item| matches!(item, Item::Add(waiting) if *waiting == conn))
+        self.waiting.contains(&conn)
     }
 
     /// Whether the next thing to do is to wait until frames of a room may go.
@@ -146,13 +154,16 @@ impl Part {
     fn shift(&mut self) -> Option<Item> {
         self.before_news = self.before_news.saturating_sub(1);
         let item = self.queue.pop_front()?;
+        if let Item::Add(conn) = &item {
+            self.waiting.remove(conn);
+        }
         self.queued -= item.bytes();
         self.free = self.free.saturating_sub(1).min(self.queue.len());
         Some(item)
     }
 
     fn is_empty(&self) -> bool {
-        self.live.is_empty() && !self.queue.iter().any(|item| matches!(item, Item::Add(_)))
+        self.live.is_empty() && self.waiting.is_empty()
     }
 }
 
@@ -213,6 +224,8 @@ pub(crate) struct Parts {
     active: VecDeque<u32>,
     /// Parts that gather, by when their frames may go.
     gathering: BTreeSet<(u64, u32)>,
+    /// Parts of groups that have ended, with sessions to be taken out.
+    ending: Vec<u32>,
     tally: Tally,
     queued_bytes: usize,
     /// Sessions in large groups that pay no attention, and those that pay attention to any, one for each of both.
@@ -233,7 +246,7 @@ impl Parts {
 
     /// Whether there is nothing to do before some time has passed.
     pub(crate) fn is_idle(&self, now_ms: u64) -> bool {
-        self.active.is_empty() && self.gathered_ms().is_none_or(|due_ms| now_ms < due_ms)
+        self.active.is_empty() && self.ending.is_empty() && self.gathered_ms().is_none_or(|due_ms| now_ms < due_ms)
     }
 
     /// When frames that are gathered may go.
@@ -314,8 +327,9 @@ impl Parts {
         std::iter::from_fn(move || {
             let entry = self.entries.get(at as usize)?;
             at = entry.next;
-            self.parts[entry.part as usize].as_ref().map(|part| part.group)
+            Some(self.parts[entry.part as usize].as_ref().filter(|part| !part.ended).map(|part| part.group))
         })
+        .flatten()
     }
 
     /// Takes a session into a group. Returns whether the shard had no part of it.
@@ -348,10 +362,14 @@ impl Parts {
 
     /// A session is in a part, from behind what is on its way there.
     fn take_in(&mut self, at: u32, conn: ConnId) {
+        if self.is_at(conn, at) {
+            return;
+        }
         let Some(part) = &mut self.parts[at as usize] else { return };
         if part.queue.is_empty() {
             self.attach(at, conn.slot);
         } else {
+            part.waiting.insert(conn);
             part.queue.push_back(Item::Add(conn));
         }
     }
@@ -462,7 +480,7 @@ impl Parts {
     /// then.
     fn end_if_empty(&mut self, at: u32) -> Option<u64> {
         let part = self.parts[at as usize].as_ref()?;
-        if !part.is_empty() || part.attention.is_some() {
+        if !part.is_empty() || part.attention.is_some() || part.ended {
             return None;
         }
         let part = self.parts[at as usize].take()?;
@@ -500,7 +518,9 @@ impl Parts {
     }
 
     fn take_out(&mut self, at: u32, conn: ConnId) {
-        if let Some(part) = &mut self.parts[at as usize] {
+        if let Some(part) = &mut self.parts[at as usize]
+            && part.waiting.remove(&conn)
+        {
             // The first of the queue may be walked already, and is no one to come in then.
             part.queue.retain(|item| !matches!(item, Item::Add(waiting) if *waiting == conn));
         }
@@ -531,27 +551,41 @@ impl Parts {
         ended
     }
 
-    /// All sessions are out of a group, which has ended.
+    /// All sessions are out of a group, which has ended. The places of many are given back by and by.
     pub(crate) fn end(&mut self, group: u64) {
-        let Some(at) = self.by_group.get(&group).copied() else { return };
-        if let Some(attention) = self.attention(at) {
-            self.empty(attention);
-            self.end_if_empty(attention);
+        let Some(at) = self.by_group.remove(&group) else { return };
+        for at in self.attention(at).into_iter().chain([at]) {
+            let Some(part) = &mut self.parts[at as usize] else { continue };
+            (part.ended, part.attention, part.news) = (true, None, Place::default());
+            self.queued_bytes -= std::mem::take(&mut part.queued);
+            part.queue.clear();
+            part.waiting.clear();
+            (part.cursor, part.before_news, part.free) = (0, 0, 0);
+            if std::mem::take(&mut part.active) && !self.gathering.remove(&(part.next_walk_ms, at)) {
+                self.active.retain(|active| *active != at);
+            }
+            self.ending.push(at);
         }
-        // That was all, if nobody else was in.
-        if self.by_group.contains_key(&group) {
-            self.empty(at);
-            self.end_if_empty(at);
-        }
+        self.end_some(STRETCH);
     }
 
-    fn empty(&mut self, at: u32) {
-        while let Some(slot) = self.parts[at as usize].as_ref().and_then(|part| part.live.last().copied()) {
-            self.take_out(at, ConnId { slot, generation: 0 });
+    /// Takes so many sessions out of groups that have ended. Returns how many.
+    fn end_some(&mut self, sessions_max: usize) -> usize {
+        let mut taken = 0;
+        while taken < sessions_max
+            && let Some(at) = self.ending.last().copied()
+        {
+            taken += 1;
+            match self.parts[at as usize].as_ref().and_then(|part| part.live.last().copied()) {
+                Some(slot) => self.take_out(at, ConnId { slot, generation: 0 }),
+                None => {
+                    self.ending.pop();
+                    self.parts[at as usize] = None;
+                    self.free_parts.push(at);
+                }
+            }
         }
-        if let Some(part) = &mut self.parts[at as usize] {
-            part.queue.retain(|item| !matches!(item, Item::Add(_)));
-        }
+        taken
     }
 
     /// A frame for the sessions of a group: all of them, or those that pay attention if it is large. False if there was
@@ -642,7 +676,7 @@ impl Parts {
     /// no part any more.
     pub(crate) fn walk(&mut self, sessions_max: usize, pace: Pace, sink: &mut impl Sink) -> Vec<u64> {
         let mut ended = Vec::new();
-        let mut left = sessions_max;
+        let mut left = sessions_max - self.end_some(sessions_max / 2);
         while self.gathered_ms().is_some_and(|due_ms| due_ms <= pace.now_ms)
             && let Some((_, at)) = self.gathering.pop_first()
         {
@@ -693,7 +727,8 @@ impl Parts {
                 self.tally.walks += 1;
                 self.tally.frames += run.frames.len() as u64;
             }
-            let end = live.len().min(*cursor + (sessions_max - walked));
+            let weight = (item.bytes() / BYTES_PER_SESSION).max(1);
+            let end = live.len().min(*cursor + ((sessions_max - walked) / weight).max(1));
             for slot in &live[*cursor..end] {
                 match item {
                     Item::Run(run) => sink.give(*slot, *group, run),
@@ -701,7 +736,7 @@ impl Parts {
                     Item::Add(_) => {}
                 }
             }
-            walked += end - *cursor;
+            walked += (end - *cursor) * weight;
             *cursor = end;
             if end == live.len() {
                 *cursor = 0;

@@ -15,6 +15,13 @@ use std::collections::VecDeque;
 
 /// The number of no home.
 const NO_HOME: u16 = u16::MAX;
+/// Sessions that are marked at once where a user changes; of one whom more watch the others are marked by and by, so
+/// that a popular user holds nobody up.
+const MARKS_AT_ONCE: usize = 4_096;
+/// Sessions that are marked so in a tick.
+const MARKS_PER_TICK: usize = 65_536;
+/// Users looked at in a tick of whom a home may know nothing any more.
+const LOST_PER_TICK: usize = 65_536;
 
 /// The session is to be told of the user.
 const DIRTY: u32 = 1 << 31;
@@ -74,6 +81,8 @@ struct Session {
     hold_tick: u32,
     /// It is among those to be told something.
     listed: bool,
+    /// Of the edges before this one something is known. Once that is so it stays.
+    known_before: usize,
 }
 
 impl Session {
@@ -182,6 +191,13 @@ pub(crate) struct Watchers {
     list_bytes: usize,
     /// Where the walk is that looks for homes again.
     walk: Option<u32>,
+    /// Users whose watchers are still to be marked, by place: who it is, and up to which position of the list.
+    marking: HashMap<u32, (u64, usize)>,
+    /// The same places, in order.
+    marking_order: VecDeque<u32>,
+    /// Numbers of homes that have lost what was told to them, and up to which place that was looked for.
+    lost: Vec<u16>,
+    lost_walk: Option<u32>,
 }
 
 const EDGE_BYTES: usize = size_of::<Edge>();
@@ -215,6 +231,8 @@ impl Watchers {
             + queues * size_of::<(u32, u64)>()
             + self.words.capacity() * size_of::<Word>()
             + self.listed.capacity() * 4
+            + self.marking.allocation_size()
+            + self.marking_order.capacity() * 4
     }
 
     /// A session asks for these users: to be told of each change from now on, or once. `may_watch` says who does not
@@ -245,6 +263,7 @@ impl Watchers {
         session.edges.reserve_exact(new);
         self.list_bytes += (session.edges.capacity() - before) * EDGE_BYTES;
         session.hold_tick = tick + HOLD_TICKS;
+        session.known_before = 0;
         for user in users {
             self.watch_one(slot, &mut session, *user, follow, tick, may_watch(*user));
         }
@@ -314,6 +333,7 @@ impl Watchers {
                 let place = self.targets.find(*user);
                 let Some(at) = place.and_then(|place| session.find(place).ok()) else { continue };
                 let edge = session.edges.remove(at);
+                session.known_before = 0;
                 session.dirty -= u32::from(edge.has(DIRTY));
                 self.cut(slot, edge, &mut session);
             }
@@ -333,6 +353,7 @@ impl Watchers {
             self.cut(slot, edge, session);
         }
         session.dirty = 0;
+        session.known_before = 0;
     }
 
     /// Takes a watch that its session has let go off the user's list. `session` is not in the table meanwhile.
@@ -505,8 +526,45 @@ impl Watchers {
 
     /// Everybody who watches a user is to be told.
     fn mark(&mut self, place: u32) {
-        let Some(watchers) = self.targets.look(place).map(|target| target.watchers) else { return };
-        for position in 0..self.lists.len(watchers) {
+        let Some((user, watchers)) = self.targets.look(place).map(|target| (target.user, target.watchers)) else {
+            return;
+        };
+        let length = self.lists.len(watchers);
+        // From the end on: whoever takes the place of one who goes has been marked then, and who comes sees the state.
+        let left = self.mark_some(place, length, MARKS_AT_ONCE);
+        if left > 0 && self.marking.insert(place, (user, left)).is_none() {
+            self.marking_order.push_back(place);
+        }
+    }
+
+    /// Goes on with those of whom there are many.
+    fn go_on_marking(&mut self) {
+        let mut most = MARKS_PER_TICK;
+        while most > 0
+            && let Some(place) = self.marking_order.pop_front()
+        {
+            let Some((user, left)) = self.marking.remove(&place) else { continue };
+            // The place may be another user's by now.
+            let is_user = |target: &Target| target.user == user && target.has(SHOWN);
+            let Some(watchers) = self.targets.look(place).filter(|it| is_user(it)).map(|it| it.watchers) else {
+                continue;
+            };
+            let upto = left.min(self.lists.len(watchers));
+            let still_left = self.mark_some(place, upto, most);
+            most -= upto - still_left;
+            if still_left > 0 {
+                self.marking.insert(place, (user, still_left));
+                self.marking_order.push_front(place);
+            }
+        }
+    }
+
+    /// Marks so many of those who watch a user, the last ones before a position. Returns before which position others
+    /// are left.
+    fn mark_some(&mut self, place: u32, upto: usize, most: usize) -> usize {
+        let left = upto.saturating_sub(most);
+        let Some(watchers) = self.targets.look(place).map(|target| target.watchers) else { return 0 };
+        for position in (left..upto).rev() {
             let Some(slot) = self.lists.get(watchers, position) else { break };
             let Some(session) = self.sessions.get_mut(&slot) else { continue };
             let Ok(at) = session.find(place) else { continue };
@@ -521,10 +579,13 @@ impl Watchers {
                 self.listed.push_back(slot);
             }
         }
+        left
     }
 
     /// Lets time pass: homes are asked again, and what nobody has confirmed becomes unknown.
     pub(crate) fn expire(&mut self, tick: u32) {
+        self.look_for_lost(tick);
+        self.go_on_marking();
         let due = |queue: &mut VecDeque<(u32, u64)>| queue.pop_front_if(|(due, _)| *due <= tick);
         while let Some((_, user)) = due(&mut self.again).or_else(|| due(&mut self.full)) {
             let unasked = |target: &Target| !target.has(ASKED);
@@ -582,7 +643,8 @@ impl Watchers {
         self.walk = ((end as usize) < self.targets.places()).then_some(end);
         if self.walk.is_none() {
             // Nobody refers to the others any more.
-            self.places.retain(keeps);
+            let gone = self.places.retain(keeps);
+            self.lost.retain(|number| !gone.contains(number));
         }
     }
 
@@ -600,12 +662,31 @@ impl Watchers {
         if homes.is_empty() {
             return;
         }
-        for place in 0..self.targets.places() as u32 {
+        for number in homes {
+            if !self.lost.contains(&number) {
+                self.lost.push(number);
+            }
+        }
+        self.lost_walk = Some(0);
+        self.look_for_lost(tick);
+    }
+
+    /// Goes on looking for users of homes that have lost what was told to them.
+    fn look_for_lost(&mut self, tick: u32) {
+        let Some(from) = self.lost_walk else { return };
+        let homes = std::mem::take(&mut self.lost);
+        let end = self.targets.places().min(from as usize + LOST_PER_TICK) as u32;
+        for place in from..end {
             let Some(target) = self.targets.at(place).filter(|target| homes.contains(&target.home)) else { continue };
             let user = target.user;
             target.bits &= !ASKED;
             self.words.push_back(Word::Ask { user, known: Status::Unknown });
             self.not_current(place, tick);
+        }
+        if (end as usize) < self.targets.places() {
+            (self.lost, self.lost_walk) = (homes, Some(end));
+        } else {
+            self.lost_walk = None;
         }
     }
 
@@ -630,9 +711,13 @@ impl Watchers {
     }
 
     /// Whether nothing is known yet of somebody whom the session watches.
-    fn is_pending(&self, slot: u32) -> bool {
-        let Some(session) = self.sessions.get(&slot) else { return false };
-        session.edges.iter().any(|edge| self.targets.look(edge.place()).is_some_and(|target| !target.has(SHOWN)))
+    fn is_pending(&mut self, slot: u32) -> bool {
+        let Some(session) = self.sessions.get_mut(&slot) else { return false };
+        let is_unknown = |edge: &Edge| self.targets.look(edge.place()).is_some_and(|target| !target.has(SHOWN));
+        let rest = session.edges.get(session.known_before..).unwrap_or_default();
+        let first = rest.iter().position(is_unknown);
+        session.known_before += first.unwrap_or(rest.len());
+        first.is_some()
     }
 
     /// Puts a session back at the end of the list.
@@ -672,6 +757,7 @@ impl Watchers {
         for place in over {
             if let Ok(at) = session.find(place) {
                 let edge = session.edges.remove(at);
+                session.known_before = 0;
                 self.cut(slot, edge, &mut session);
             }
         }

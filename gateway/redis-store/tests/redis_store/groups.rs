@@ -215,6 +215,16 @@ fn a_home_of_an_earlier_view_changes_nothing_in_a_group_once_a_later_one_has_cla
     assert!(matches!(running.say(new, 900_001, 9_001, 3), Reply::Group(_)));
     assert_eq!(running.groups_of(9_001), [900_001]);
     assert_eq!(running.groups_of(9_002), [0; 0]);
+    // Who claims what never was a group leaves little behind; of one that has ended it is known where its log was.
+    let kept_ms = |group: u64| -> i64 {
+        let key = format!("tl:g:{{{group}}}");
+        redis.ask(redis.master_of_slot(redis.slot_of(&key)), &["PTTL", &key]).unwrap().trim().parse().unwrap()
+    };
+    assert!(matches!(running.group(new, 900_002, GroupAsk::Claim), Reply::Group(_)));
+    assert!((1..=60_000).contains(&kept_ms(900_002)), "{}", kept_ms(900_002));
+    assert!(matches!(running.group(new, 900_001, GroupAsk::Delete), Reply::Group(_)));
+    assert!(matches!(running.group(new, 900_001, GroupAsk::Claim), Reply::Group(_)));
+    assert!(kept_ms(900_001) > 24 * 3_600_000);
 }
 
 #[test]

@@ -476,3 +476,65 @@ fn a_tick_looks_at_so_many_sessions_and_every_one_is_told_all_the_same() {
     parts.walk(usize::MAX, Pace::default(), &mut got);
     assert!(got.frames.is_empty());
 }
+
+#[test]
+fn a_group_that_has_ended_is_gone_at_once_and_its_places_by_and_by() {
+    let (mut parts, mut got) = (Parts::default(), Got::default());
+    let sessions = 5_000;
+    for slot in 0..sessions {
+        parts.join(got.conn(slot), 7, 0, 0);
+    }
+    assert_eq!(parts.attend(got.conn(9), 7, true), Moved::Yes);
+    parts.join(got.conn(9), 8, 0, 0);
+    assert!(parts.push(7, 1, None, b"x", 1 << 20));
+    parts.join(got.conn(sessions), 7, 0, 0);
+    parts.end(7);
+    assert!((0..=sessions).all(|slot| !parts.is_in(got.conn(slot), 7)));
+    assert_eq!((parts.groups_of(9).collect::<Vec<_>>(), parts.len(), parts.queued_bytes()), (vec![8], 1, 0));
+    assert!(parts.memberships() > 1, "they are not all taken out in one go");
+    // The next group of that id has nothing to do with it.
+    assert!(parts.join(got.conn(9), 7, 0, 0) && parts.push(7, 1, None, b"y", 1 << 20));
+    assert_eq!(parts.leave_all(4_000), [0; 0]);
+    let mut walks = 0;
+    while !parts.is_idle(0) {
+        assert_eq!(parts.walk(1_024, Pace::AT_ONCE, &mut got), [0; 0]);
+        walks += 1;
+    }
+    assert!((5..50).contains(&walks), "{walks}");
+    assert_eq!(got.frames.into_iter().collect::<Vec<_>>(), [((ConnId { slot: 9, generation: 0 }, 7), b"y".to_vec())]);
+    assert_eq!((parts.memberships(), parts.attentive(), parts.passive()), (2, 0, 0));
+    assert_eq!(parts.leave_all(9), [7, 8]);
+    assert_eq!((parts.memberships(), parts.free_parts.len()), (0, parts.parts.len()));
+}
+
+#[test]
+fn who_joins_again_and_again_during_a_walk_waits_once() {
+    let (mut parts, got) = (Parts::default(), Got::default());
+    parts.join(got.conn(1), 7, 0, 0);
+    assert!(parts.push(7, 1, None, b"x", 1 << 20));
+    for at in 0..100 {
+        parts.join(got.conn(at % 4), 7, 0, 0);
+    }
+    assert_eq!(parts.get(7).map(|part| part.queue.len()), Some(1 + 3), "one of them is in already");
+    parts.leave(got.conn(2), 7);
+    assert!(!parts.is_in(got.conn(2), 7) && parts.is_in(got.conn(3), 7));
+}
+
+#[test]
+fn a_turn_copies_so_many_bytes_however_long_the_messages_are() {
+    let (mut parts, mut got) = (Parts::default(), Got::default());
+    for slot in 0..4_096 {
+        parts.join(got.conn(slot), 7, 0, 0);
+    }
+    for (bytes, turns) in [(100, 1), (8 * BYTES_PER_SESSION, 8)] {
+        assert!(parts.push(7, 1, None, &vec![0; bytes], 1 << 20));
+        let needed = (0..100).take_while(|_| {
+            !parts.is_idle(0) && {
+                parts.walk(4_096, Pace::AT_ONCE, &mut got);
+                true
+            }
+        });
+        let needed = needed.count();
+        assert!((turns..=turns + 1).contains(&needed), "{bytes} B: {needed}");
+    }
+}

@@ -331,3 +331,24 @@ fn any_history_of_watches_leaves_both_sides_in_agreement() {
         assert_eq!((watchers.users(), watchers.list_bytes), (0, 0), "seed {seed}");
     }
 }
+
+#[test]
+fn a_user_whom_very_many_watch_is_told_by_and_by_and_to_all() {
+    let mut watchers = Watchers::default();
+    let sessions = (MARKS_AT_ONCE + MARKS_PER_TICK + 10) as u32;
+    (0..sessions).for_each(|slot| follow(&mut watchers, slot, &[7], 0));
+    ask(&mut watchers);
+    watchers.told(7, state(Status::Online), 1);
+    assert_eq!(watchers.listed(), MARKS_AT_ONCE);
+    // Some go and others come while it is under way.
+    (0..10).for_each(|slot| watchers.session_ended(slot));
+    watchers.session_ended(sessions - 1);
+    follow(&mut watchers, sessions, &[7], 1);
+    watchers.expire(2);
+    assert!(!watchers.marking.is_empty());
+    watchers.expire(3);
+    assert!(watchers.marking.is_empty() && watchers.marking_order.is_empty());
+    let told: std::collections::BTreeSet<u32> = frames(&mut watchers, 50).into_iter().map(|(slot, _)| slot).collect();
+    let expected: std::collections::BTreeSet<u32> = (10..sessions - 1).chain([sessions]).collect();
+    assert!(told == expected, "{} of {}", told.len(), expected.len());
+}
