@@ -551,6 +551,8 @@ shard_stats! {
     settle_timeouts: Counter "trunkline_directory_settle_timeouts_total" "" "Changes of the view after which not every node had told of its sessions in time.";
     parked_bytes: Gauge "trunkline_parked_bytes" "" "Bytes of messages that wait until it is known where their recipient is.";
     parked_expired: Counter "trunkline_parked_expired_total" "" "Messages that waited in vain until it was known where their recipient is.";
+    came_back: Counter "trunkline_messages_came_back_total" "" "Messages with ACK that another node had sent back to the one they began at, or handed on to it, because their recipient's home is that one after a change of the view.";
+    came_back_late: Counter "trunkline_messages_came_back_late_total" "" "The same that were dropped, because their senders had been told meanwhile that they failed.";
     redelivery_users: Gauge "trunkline_redelivery_users" "" "Users with sessions on other nodes only for whom messages wait.";
     fenced: Counter "trunkline_fenced_total" "" "Messages, logins and registrations refused because the node had no lease.";
     mesh_links: Gauge "trunkline_mesh_links" "" "Links of this shard to other nodes.";
