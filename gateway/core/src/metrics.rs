@@ -587,6 +587,7 @@ shard_stats! {
     parks: Counter "trunkline_parks_total" "" "Times the shard went to sleep in its executor.";
     ring_completions: Counter "trunkline_ring_completions_total" "" "Completions taken from the data ring.";
     ring_enobufs: Counter "trunkline_ring_enobufs_total" "" "Receives that found no free buffer and were armed again.";
+    ring_bulk_starved: Counter "trunkline_ring_bulk_starved_total" "" "Reads of links to other nodes that found all large receive buffers taken by others, and come before those in the next turn.";
     ring_short_sends: Counter "trunkline_ring_short_sends_total" "" "Sends of which the kernel took only a part.";
     ring_cq_overflow: Gauge "trunkline_ring_cq_overflow" "" "Completions the kernel had to drop because its queue was full; anything but 0 is a fault.";
     ring_sq_full: Counter "trunkline_ring_sq_full_total" "" "Times the submission queue had to be flushed within a turn.";
