@@ -569,6 +569,7 @@ shard_stats! {
     mesh_unreachable: Counter "trunkline_mesh_unreachable_total" "" "Messages not queued for another node because its link had been down for 3 s.";
     mesh_duplicates: Counter "trunkline_mesh_records_duplicate_total" "" "Records that came again and were dropped.";
     mesh_unknown: Counter "trunkline_mesh_records_unknown_total" "" "Records of a kind this version does not know.";
+    mesh_carry_waits: Counter "trunkline_mesh_records_waited_total" "" "Records for other nodes that waited for room in the mailbox of the shard that has the link.";
     mesh_carried: Counter "trunkline_mesh_records_carried_total" "" "Records for other nodes handed to the shard that has the link.";
     mesh_carries_refused: Counter "trunkline_mesh_carries_refused_total" "" "Records another shard handed on that found no room on the link.";
     mesh_backs: Counter "trunkline_mesh_records_returned_total" "" "Records that went back to the shard that had handed them on: refused, or not confirmed when their stream ended.";

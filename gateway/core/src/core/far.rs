@@ -772,9 +772,15 @@ pub(crate) fn queue(
     shard: u16,
     record: &impl Entry,
 ) -> Result<(), FarError> {
-    let result = match mesh.as_mut().ok_or(FarError::Unknown)?.queue(node, shard, record) {
+    let mesh = mesh.as_mut().ok_or(FarError::Unknown)?;
+    let result = match mesh.queue(node, shard, record) {
         Ok(Placed::Carried(carrier)) => {
-            hand_on(links, outgoing, carrier, node, &record.record()).map(|()| Placed::Waits)
+            let record = record.record();
+            match hand_on(links, outgoing, carrier, node, &record) {
+                Ok(()) => Ok(Placed::Waits),
+                Err(FarError::Full) => mesh.wait_for_room(node, &record),
+                Err(error) => Err(error),
+            }
         }
         result => result,
     };

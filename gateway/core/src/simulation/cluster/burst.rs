@@ -8,6 +8,7 @@ use crate::limits::Limits;
 use crate::mesh::MESH_PROTOCOL;
 use crate::metrics::ShardStats;
 use crate::simulation::{Bug, with_planted};
+use trunkline_proto::Outcome;
 
 /// Clients of so many nodes with so many shards and links, and those limits. With mailboxes of 65 KiB what each two
 /// shards of a node may have under way is as much as by default with 64 shards.
@@ -53,6 +54,51 @@ fn a_burst_to_readers_behind_64_shards_is_not_lost() {
             run.sum(|stats| stats.mailbox_waits.get())
         );
     }
+}
+
+/// Copies for guests have no sender who could wait: they do so themselves.
+#[test]
+fn what_finds_no_room_on_its_way_to_the_shard_with_the_link_waits_and_is_not_lost() {
+    let mut run = quiet(2, 4, 1, |limits| limits.mailbox_bytes_max = 16 << 10);
+    run.burst();
+    run.crowd.check_proof();
+    assert!(run.sum(|stats| stats.mesh_carry_waits.get()) > 0, "nothing had to wait");
+    assert_eq!(run.sum(|stats| stats.limit_mailbox.get() + stats.limit_mesh.get()), 0);
+}
+
+#[test]
+fn who_is_refused_because_too_much_waits_is_told() {
+    let mut run = quiet(2, 4, 1, |limits| (limits.mailbox_bytes_max, limits.mesh_bytes_max) = (16 << 10, 256 << 10));
+    run.burst();
+    // Until the last answer that was lost is given up.
+    run.run_for(30_000);
+    run.crowd.check_answered();
+    assert!(run.sum(|stats| stats.mesh_carry_waits.get()) > 0, "nothing had to wait");
+    assert!(run.sum(|stats| stats.limit_mesh.get()) > 0, "nothing was refused");
+    let (refused, _) = run.crowd.answered_with(Outcome::Overloaded);
+    let (arrived, _) = run.crowd.answered_with(Outcome::Delivered);
+    assert!(refused > 0 && arrived > 0, "{arrived} arrived, {refused} were refused");
+}
+
+/// The same of messages to live rooms, which come to the room's shard of their node first.
+#[test]
+fn what_finds_no_room_on_its_way_to_a_room_waits_and_is_not_lost() {
+    let mut scenario = Scenario::quiet(2, 4, MESH_PROTOCOL);
+    scenario.nodes.iter_mut().for_each(|node| node.mesh_links = 1);
+    scenario.users = (1..=24).collect();
+    scenario.rooms_only = true;
+    scenario.limits.mailbox_bytes_max = 2 << 10;
+    let mut run = Run::of(scenario, false);
+    run.run_for(10_000);
+    run.crowd.mood = Mood::Quiet;
+    run.run_for(30_000);
+    run.fleet.check_one_view();
+    for _ in 0..40 {
+        run.crowd.prove_rooms();
+    }
+    run.run_for(PROOF_MS);
+    assert!(run.crowd.check_rooms_proof() > 0, "nobody is in a room with somebody else");
+    assert!(run.sum(|stats| stats.mesh_carry_waits.get()) > 0, "nothing had to wait");
 }
 
 /// Two links of each shard are read into two large buffers, which one of them fills several times over. Returns how
