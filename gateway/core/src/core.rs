@@ -255,9 +255,11 @@ impl<I: Io> Core<I> {
             self.io.pause(ms);
         }
         self.flush();
+        self.shard.hand_on_waiting();
         self.post();
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
         self.blocked |= walks || self.gives_back_on || self.shard.links.anybody_waits();
+        self.blocked |= self.shard.waits_for_carriers();
         let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
         let brought = self.shard.has_pushes() || self.shard.has_upstream_answers() || self.shard.has_kept();
         let brought = brought || self.shard.has_verdicts();

@@ -46,11 +46,14 @@ use hashbrown::HashSet;
 use std::sync::Arc;
 
 /// How long a message with ACK may be another node's, in ticks of 100 ms behind the time in which its home gives it up:
-/// so long it may have waited for a home to be known.
-pub(crate) const AWAY_SLACK_TICKS: u32 = 100;
+/// so long it may have waited for a home to be known, at the former one and at the new one.
+pub(crate) const AWAY_SLACK_TICKS: u32 = 150;
 
 /// ACKs kept that came before their message. One that finds no place costs a redelivery.
 const EARLY_ACKS_MAX: usize = 16_384;
+
+/// Of the bytes that may wait for a home this part, as a divisor, is for messages to live rooms and groups.
+const PARKED_ROOMS_SHARE: usize = 4;
 
 /// A message that waits until its recipient's home is known.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,6 +69,16 @@ pub(crate) struct Held {
     pub(crate) payload: Box<[u8]>,
     /// NO_STORE and RETRY.
     pub(crate) extra: u8,
+    /// It waited for its recipient's ACK at a former home.
+    pub(crate) transfer: Option<Transferred>,
+}
+
+/// What of a message that waited for an ACK a former home tells besides the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Transferred {
+    /// Its place in the recipient's inbox.
+    pub(crate) stamp: u64,
+    pub(crate) attempts: u8,
 }
 
 /// What a shard does, piece by piece, after a change of the view; see `core/moves.rs`.
@@ -132,6 +145,8 @@ pub(crate) struct Directory {
     pub(crate) registrations: Registrations,
     pub(crate) sent_away: SentAway,
     pub(crate) parked: Parked<Held>,
+    /// The same of messages to live rooms and groups.
+    pub(crate) parked_rooms: Parked<Held>,
     /// Users for whom a former home has sent messages and whose sessions nobody has told of.
     orphans: HashSet<u64>,
     pub(crate) redelivery: Redelivery,
@@ -158,12 +173,18 @@ impl Directory {
             remote_only_users: 0,
             registrations: Registrations::default(),
             sent_away: SentAway::new(limits.sent_away_max, away_ticks),
-            parked: Parked::new(limits.parked_bytes_max),
+            parked: Parked::new(limits.parked_bytes_max - limits.parked_bytes_max / PARKED_ROOMS_SHARE),
+            parked_rooms: Parked::new(limits.parked_bytes_max / PARKED_ROOMS_SHARE),
             orphans: HashSet::new(),
             redelivery: Redelivery::default(),
             departed: Departed::default(),
             early_acks: HashSet::new(),
         }
+    }
+
+    /// Bytes of messages that wait for a home to be known.
+    pub(crate) fn parked_bytes(&self) -> usize {
+        self.parked.bytes() + self.parked_rooms.bytes()
     }
 
     /// Nothing is left of sessions, logins and messages that are gone.
@@ -175,7 +196,7 @@ impl Directory {
         assert!(remotes.is_empty(), "{node} shard {shard}: sessions on other nodes: {remotes:?}");
         assert_eq!(self.registrations.len(), 0, "shard {shard}: logins that wait for their home");
         assert_eq!(self.sent_away.len(), 0, "shard {shard}: messages other nodes are to answer");
-        assert_eq!(self.parked.bytes(), 0, "shard {shard}: messages that wait for a home");
+        assert_eq!(self.parked_bytes(), 0, "shard {shard}: messages that wait for a home");
         assert_eq!(self.redelivery.len(), 0, "shard {shard}: users to send to again");
         assert!(self.orphans.is_empty(), "shard {shard}: users nobody has told of");
         assert!(self.walk.is_none() && self.settling.is_settled(), "shard {shard}: not settled");

@@ -552,6 +552,11 @@ impl Outgoing {
         load + bytes <= allowed.max(self.bytes_max) + self.bytes_max
     }
 
+    /// Whether a record of so many bytes finds no room however little is under way.
+    pub(crate) fn is_too_long(&self, bytes: usize) -> bool {
+        bytes > self.bytes_max
+    }
+
     /// Whether less than half of what the two shards have for themselves is under way to a shard, with what may come
     /// back from it: what goes at this pace finds room whatever the others have of the pool.
     pub(crate) fn is_easy(&self, to: u16) -> bool {

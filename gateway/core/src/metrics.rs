@@ -557,6 +557,8 @@ shard_stats! {
     settle_timeouts: Counter "trunkline_directory_settle_timeouts_total" "" "Changes of the view after which not every node had told of its sessions in time.";
     parked_bytes: Gauge "trunkline_parked_bytes" "" "Bytes of messages that wait until it is known where their recipient is.";
     parked_expired: Counter "trunkline_parked_expired_total" "" "Messages that waited in vain until it was known where their recipient is.";
+    came_back: Counter "trunkline_messages_came_back_total" "" "Messages with ACK that another node had sent back to the one they began at, or handed on to it, because their recipient's home is that one after a change of the view.";
+    came_back_late: Counter "trunkline_messages_came_back_late_total" "" "The same that were dropped, because their senders had been told meanwhile that they failed.";
     redelivery_users: Gauge "trunkline_redelivery_users" "" "Users with sessions on other nodes only for whom messages wait.";
     fenced: Counter "trunkline_fenced_total" "" "Messages, logins and registrations refused because the node had no lease.";
     mesh_links: Gauge "trunkline_mesh_links" "" "Links of this shard to other nodes.";
@@ -573,6 +575,7 @@ shard_stats! {
     mesh_unreachable: Counter "trunkline_mesh_unreachable_total" "" "Messages not queued for another node because its link had been down for 3 s.";
     mesh_duplicates: Counter "trunkline_mesh_records_duplicate_total" "" "Records that came again and were dropped.";
     mesh_unknown: Counter "trunkline_mesh_records_unknown_total" "" "Records of a kind this version does not know.";
+    mesh_carry_waits: Counter "trunkline_mesh_records_waited_total" "" "Records for other nodes that waited for room in the mailbox of the shard that has the link.";
     mesh_carried: Counter "trunkline_mesh_records_carried_total" "" "Records for other nodes handed to the shard that has the link.";
     mesh_carries_refused: Counter "trunkline_mesh_carries_refused_total" "" "Records another shard handed on that found no room on the link.";
     mesh_backs: Counter "trunkline_mesh_records_returned_total" "" "Records that went back to the shard that had handed them on: refused, or not confirmed when their stream ended.";
@@ -591,6 +594,7 @@ shard_stats! {
     parks: Counter "trunkline_parks_total" "" "Times the shard went to sleep in its executor.";
     ring_completions: Counter "trunkline_ring_completions_total" "" "Completions taken from the data ring.";
     ring_enobufs: Counter "trunkline_ring_enobufs_total" "" "Receives that found no free buffer and were armed again.";
+    ring_bulk_starved: Counter "trunkline_ring_bulk_starved_total" "" "Reads of links to other nodes that found all large receive buffers taken by others, and come before those in the next turn.";
     ring_short_sends: Counter "trunkline_ring_short_sends_total" "" "Sends of which the kernel took only a part.";
     ring_cq_overflow: Gauge "trunkline_ring_cq_overflow" "" "Completions the kernel had to drop because its queue was full; anything but 0 is a fault.";
     ring_sq_full: Counter "trunkline_ring_sq_full_total" "" "Times the submission queue had to be flushed within a turn.";

@@ -67,6 +67,20 @@ struct Simulator {
     rings: Vec<SimIo>,
 }
 
+impl Simulator {
+    fn with(seed: u64, faults: Faults, limits: &Limits) -> Self {
+        let mut world = World::new(seed, faults, RINGS, LISTENERS, limits, false);
+        for ring in 0..RINGS {
+            for listener in 0..LISTENERS {
+                world.listen(simulated(ring, listener), ring, listener);
+            }
+        }
+        let world = Rc::new(RefCell::new(world));
+        let rings = (0..RINGS).map(|ring| SimIo::new(world.clone(), 0, ring as u16)).collect();
+        Simulator { world, rings }
+    }
+}
+
 impl Harness for Simulator {
     type Io = SimIo;
 
@@ -86,15 +100,7 @@ impl Harness for Simulator {
             wake_late_us_max: 5_000,
             ..Faults::none()
         };
-        let mut world = World::new(seed, faults, RINGS, LISTENERS, &limits(), false);
-        for ring in 0..RINGS {
-            for listener in 0..LISTENERS {
-                world.listen(simulated(ring, listener), ring, listener);
-            }
-        }
-        let world = Rc::new(RefCell::new(world));
-        let rings = (0..RINGS).map(|ring| SimIo::new(world.clone(), 0, ring as u16)).collect();
-        Simulator { world, rings }
+        Simulator::with(seed, faults, &limits())
     }
 
     fn io(&mut self, ring: usize) -> &mut SimIo {
@@ -1118,12 +1124,26 @@ for_both! {
     a_pause_comes_once_and_not_early_beside_the_tick
 }
 
-#[test]
-fn large_buffers_are_filled_and_are_apart_from_the_others() {
+/// Rings with two large buffers.
+fn bulk_limits() -> Limits {
     let limits = Limits { recv_buffers: 256, mesh_slots: 2, ..limits() };
     assert_eq!((limits.bulk_buffers(), limits.bulk_bytes(), limits.buffers_in_bulk()), (2, 1_024, 32));
-    let mut rig =
-        Rig { harness: RealRing::with(&limits), seen: (0..RINGS).map(|_| VecDeque::new()).collect(), generation: 0 };
+    limits
+}
+
+#[test]
+fn large_buffers_of_a_ring_are_filled_and_are_apart_from_the_others() {
+    large_buffers_are_filled_and_are_apart_from_the_others(RealRing::with(&bulk_limits()));
+}
+
+#[test]
+fn large_buffers_of_the_simulator_are_filled_and_are_apart_from_the_others() {
+    let harness = Simulator::with(1, Faults::none(), &bulk_limits());
+    large_buffers_are_filled_and_are_apart_from_the_others(harness);
+}
+
+fn large_buffers_are_filled_and_are_apart_from_the_others(harness: impl Harness) {
+    let mut rig = Rig { harness, seen: (0..RINGS).map(|_| VecDeque::new()).collect(), generation: 0 };
     let (client, conn) = rig.connection(0);
     let (other, small) = rig.connection(0);
     let bytes = pattern(5_000);

@@ -9,15 +9,16 @@
 //!
 //! - All that a shard has for a node goes by one carrier and one link, so what two shards of two nodes say to each
 //!   other arrives in the order in which it was said.
-//! - While a mailbox is full a client's message waits with its sender; what has nobody to wait with is refused at once,
-//!   as by a full link. What the carrier cannot queue after all, and what a link that ends gives back, goes to the shard
-//!   that has to answer for it; a message's sender is told by whoever finds out.
+//! - While a mailbox is full a client's message waits with its sender; what has nobody to wait with, such as a copy for
+//!   a guest, waits at its shard ([`Mesh::wait_for_room`]), and all that this shard has for the node behind it. What
+//!   there is no room for there is refused, as by a full link. What the carrier cannot queue after all, and what a link
+//!   that ends gives back, goes to the shard that has to answer for it; a message's sender is told by whoever finds out.
 //! - What comes back has bounds: a shard hands on no more than may come back to it, and a link that ends keeps what it
 //!   has, which counts for its own bound, until the shards it goes to have room.
 //! - What was handed on in another life of the node is not carried.
-//! - What answers has a reserve in the mailbox, as it has on a link; beyond that it is lost and counted.
+//! - What answers has a reserve in the mailbox and where it waits, as it has on a link; beyond that it is lost and
+//!   counted.
 
-use super::far;
 use super::links::Links;
 use super::shard::Shard;
 use crate::broadcast::Tally;
@@ -30,7 +31,8 @@ use crate::services::Caller;
 use trunkline_proto::Code;
 use trunkline_router_core::hash::home_shard;
 
-/// Hands a record for another node to the shard that has the link to it.
+/// Hands a record for another node to the shard that has the link to it. [`FarError::Full`] says that there is no room
+/// now, and [`FarError::TooLong`] that there never is.
 pub(super) fn hand_on(
     links: &Links,
     outgoing: &mut Outgoing,
@@ -47,7 +49,10 @@ pub(super) fn hand_on(
     let has_room =
         if is_control { outgoing.has_reserve(carrier, len) } else { outgoing.has_room(carrier, len + backs) };
     if !has_room {
-        links.stats.limit_mailbox.add(1);
+        if outgoing.is_too_long(len) {
+            links.stats.limit_mailbox.add(1);
+            return Err(FarError::TooLong);
+        }
         return Err(FarError::Full);
     }
     outgoing.put(carrier, &record);
@@ -71,8 +76,15 @@ pub(super) fn waits_to_be_carried(
     }
     // What has come back this shard takes itself, in its next turn.
     let (bytes, backs) = (MESSAGE_CARRY_BYTES + payload_bytes, outgoing.backs(carrier));
-    let crowded = backs > 0 && !outgoing.has_room(carrier, bytes + backs);
-    crowded || outgoing.room(carrier, bytes, tick) == Room::Wait
+    if backs > 0 && !outgoing.has_room(carrier, bytes + backs) {
+        return true;
+    }
+    match outgoing.room(carrier, bytes, tick) {
+        // What waits already goes first.
+        Room::Yes => mesh.has_waiting_for(node),
+        Room::Wait => true,
+        Room::No => false,
+    }
 }
 
 /// Whether the link to a node, and the way to the shard that has it, hold so little that the pace of what can wait need
@@ -257,15 +269,36 @@ impl Shard {
             }
             return;
         }
-        let held = mesh.take_word(from, node, bits);
-        let mut rest = &held[..];
-        while !rest.is_empty() {
-            let (bytes, behind) = rest.split_at(crate::mesh::wire::record_len(rest));
-            rest = behind;
-            let Ok(Some(record)) = FarRecord::decode(bytes) else { continue };
-            if let Err(error) = far::queue(&mut self.mesh, &mut self.links, &mut self.outgoing, node, 0, &record) {
-                self.not_carried(self.shard, node, &record, error);
+        mesh.take_word(from, node, bits);
+        self.hand_on_waiting();
+    }
+
+    /// Hands on what has waited for room in the mailboxes of shards that have links, or for the first word of them.
+    pub(super) fn hand_on_waiting(&mut self) {
+        let Some(mesh) = self.mesh.as_mut().filter(|mesh| mesh.has_waiting()) else { return };
+        let (links, outgoing) = (&self.links, &mut self.outgoing);
+        let mut too_long = Vec::new();
+        mesh.hand_on_waiting(|carrier, node, bytes| {
+            let Ok(Some(record)) = FarRecord::decode(bytes) else { return true };
+            match hand_on(links, outgoing, carrier, node, &record) {
+                Err(FarError::Full) => false,
+                // It waited for the first word of the link, or it would not have been let in.
+                Err(_) => {
+                    too_long.push((node, bytes.to_vec()));
+                    true
+                }
+                Ok(()) => true,
+            }
+        });
+        for (node, bytes) in too_long {
+            if let Ok(Some(record)) = FarRecord::decode(&bytes) {
+                self.not_carried(self.shard, node, &record, FarError::TooLong);
             }
         }
+    }
+
+    /// Whether something waits for that.
+    pub(super) fn waits_for_carriers(&self) -> bool {
+        self.mesh.as_ref().is_some_and(Mesh::has_waiting)
     }
 }

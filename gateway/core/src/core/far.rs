@@ -2,8 +2,10 @@
 //! and its fate back.
 //!
 //! A message crosses each node at most once on its way in: from the sender's node to the recipient's home, and on to
-//! another node only if views differ, never back to where it came from nor to where it began, and over [`HOPS_MAX`]
-//! links at most. What must not go on waits ([`Shard::park`]) until the views agree, for [`PARK_MS`] at most.
+//! another node only if views differ, and over [`HOPS_MAX`] links at most. To where it came from or began it goes back
+//! only when that node has said that it has the view in which it is the home: there it goes to the shard that waits for
+//! its answer first, so that nothing is delivered whose sender has been told that it failed. What must not go on waits
+//! ([`Shard::park`]) until the views agree, for [`PARK_MS`], or for as long as others are slow to take a new view.
 
 use super::carry::hand_on;
 use super::links::{Links, Queued, ticks};
@@ -11,7 +13,7 @@ use super::portal::PORTAL_SLOT;
 use super::route::{Routed, delivery, sender};
 use super::shard::Shard;
 use crate::conn::{Conn, Phase, Slots};
-use crate::directory::{Away, Directory, Held, Home, Member, RemoteSession, is_remote};
+use crate::directory::{Away, Directory, Held, Home, Member, RemoteSession, Transferred, is_remote};
 use crate::groups::group_home;
 use crate::head::HEADED;
 use crate::ids::NodeKey;
@@ -29,7 +31,7 @@ use trunkline_router_core::presence::Presence;
 
 /// Links a message may cross.
 pub(crate) const HOPS_MAX: u8 = 3;
-/// How long a message waits for views to agree.
+/// How long a message waits for views to agree while no change of the view is under way here.
 pub(crate) const PARK_MS: u64 = 2_000;
 /// Slots are below 2^20, so a connection's number has room for its shard; see
 /// [`HandoverToken`](crate::io::HandoverToken).
@@ -63,6 +65,15 @@ impl Path {
 }
 
 impl Shard {
+    /// A message that has come back to this node, see [`Shard::comes_back`], goes to another one again, which owes the
+    /// answer from now on. Where another shard waits for that, its deadline does for both.
+    pub(super) fn goes_again(&mut self, origin: Origin, id: u64, to: u64, node: NodeKey) {
+        if origin.node == self.own_key() && origin.holder == self.shard {
+            let Origin { shard, conn, .. } = origin;
+            self.directory.sent_away.hand_to(Away { shard, conn, id, to }, node, self.links.tick);
+        }
+    }
+
     /// Whose home a user is.
     #[inline]
     pub(crate) fn home(&self, user: u64) -> Home {
@@ -136,6 +147,8 @@ impl Shard {
         if owes {
             let Origin { shard, conn, .. } = message.origin;
             self.directory.sent_away.add(Away { shard, conn, id, to }, node, self.links.tick);
+        } else if acked {
+            self.goes_again(message.origin, id, to, node);
         }
     }
 
@@ -161,12 +174,12 @@ impl Shard {
         }
         let waits = self.directory.parked.holds(message.to);
         match self.home(message.to) {
-            Home::Here if waits || self.is_unsettled(message.to) => self.park(message, path),
+            Home::Here if waits || self.is_unsettled(message.to) => self.park(message, path, None),
             Home::Here => self.deliver(message),
-            Home::There { .. } if waits => self.park(message, path),
+            Home::There { .. } if waits => self.park(message, path, None),
             Home::There { node, shard } => {
                 if !self.go_on(message, path, node, shard) {
-                    self.park(message, path);
+                    self.park(message, path, None);
                 }
             }
             Home::Nowhere => self.refuse(message),
@@ -175,7 +188,9 @@ impl Shard {
 
     /// Sends a message on to another node. False if it must not go there.
     fn go_on(&mut self, message: &Routed<'_>, path: Path, node: NodeKey, shard: u16) -> bool {
-        if path.hops >= HOPS_MAX || node == path.via || node == message.origin.node {
+        // That node may not know yet that it is the home: it would send the message here again.
+        let was_there = node == path.via || node == message.origin.node;
+        if path.hops >= HOPS_MAX || (was_there && !self.directory.settling.has_view(node, shard)) {
             return false;
         }
         self.links.stats.messages_forwarded.add(u64::from(path.hops > 0));
@@ -190,7 +205,7 @@ impl Shard {
     }
 
     /// Lets a message wait until it is known where its recipient is.
-    fn park(&mut self, message: &Routed<'_>, path: Path) {
+    pub(super) fn park(&mut self, message: &Routed<'_>, path: Path, transfer: Option<Transferred>) {
         let Routed { origin, from, to, id, acked, extra, payload } = *message;
         let deadline_tick = self.links.tick + ticks(PARK_MS);
         let held = Held {
@@ -203,6 +218,7 @@ impl Shard {
             via: path.via,
             deadline_tick,
             payload: payload.into(),
+            transfer,
         };
         if self.directory.parked.park(to, held, payload.len()).is_err() {
             self.links.stats.limit_parked.add(1);
@@ -216,27 +232,38 @@ impl Shard {
         let tick = self.links.tick;
         for user in self.directory.parked.users() {
             let home = self.home(user);
-            if home == Home::Here && self.is_unsettled(user) {
+            let unsettled = home == Home::Here && self.is_unsettled(user);
+            if unsettled && !self.directory.parked.any(user, |held| held.transfer.is_some()) {
                 continue;
             }
             for held in self.directory.parked.take(user) {
-                let Held { origin, from, id, acked, extra, hops, via, deadline_tick, ref payload } = held;
+                let Held { origin, from, id, acked, extra, hops, via, deadline_tick, ref payload, transfer } = held;
                 let message = Routed { origin, from, to: user, id, acked, extra, payload };
                 let path = Path { via, hops };
                 // Those behind one that still waits wait too.
                 let waits = self.directory.parked.holds(user);
-                let gone = match home {
-                    Home::Here => {
+                let gone = match (home, transfer) {
+                    // It has its place in the inbox, where it waits for the sessions to be known.
+                    (Home::Here, Some(_)) => true,
+                    (Home::Here, None) if unsettled => false,
+                    (Home::Here, None) => {
                         self.deliver(&message);
                         true
                     }
-                    Home::There { node, shard } => !waits && self.go_on(&message, path, node, shard),
-                    Home::Nowhere => false,
+                    (Home::There { node, shard }, Some(_)) => {
+                        node != via || self.directory.settling.has_view(node, shard)
+                    }
+                    (Home::There { node, shard }, None) => !waits && self.go_on(&message, path, node, shard),
+                    (Home::Nowhere, _) => false,
                 };
+                if let Some(Transferred { stamp, attempts }) = transfer.filter(|_| gone) {
+                    self.take_transfer(&message, via, stamp, attempts, false);
+                }
                 if gone {
                     continue;
                 }
-                if deadline_tick <= tick {
+                // While others are slow to take a new view their word is waited for, which has a deadline of its own.
+                if deadline_tick <= tick && self.directory.settling.is_settled() {
                     self.links.stats.parked_expired.add(1);
                     self.refuse(&message);
                     continue;
@@ -252,10 +279,46 @@ impl Shard {
     /// A message from another node, come over a link of this shard: for the home shard of its recipient.
     #[inline]
     pub(crate) fn message_from(&mut self, from: NodeKey, message: &Message<'_>) {
-        if self.shard_of(message.to) == self.shard {
+        if self.shard_for(message.origin, message.flags & far_flags::ACK != 0, message.to) == self.shard {
             return self.far_message(from, message);
         }
         self.far_record(from, &message.record());
+    }
+
+    /// The shard that a message from another node goes to: the home shard of its recipient. One that began at this node
+    /// and comes back goes to the shard that waits for its answer first.
+    #[inline]
+    fn shard_for(&self, origin: Address, owed: bool, to: u64) -> u16 {
+        if owed && origin.node == self.own_key().0 { origin.seat.shard } else { self.shard_of(to) }
+    }
+
+    /// A message with ACK that began at this node, and that another one owed an answer for, has come back: its
+    /// recipient belongs here by now. From here on this node owes the answer, whatever becomes of the other one.
+    /// Returns whether it goes on at this shard: not if that is another one's, nor if its sender has been told meanwhile
+    /// that it failed.
+    #[cold]
+    fn comes_back(&mut self, node: NodeKey, away: Away, origin: Origin, record: &FarRecord<'_>) -> bool {
+        // The shard that waits for the answer has sent it here.
+        if origin.holder != self.shard {
+            return true;
+        }
+        if !self.directory.sent_away.hand_to(away, origin.node, self.links.tick) {
+            self.links.stats.came_back_late.add(1);
+            return false;
+        }
+        self.links.stats.came_back.add(1);
+        let home = self.shard_of(away.to);
+        if home == self.shard {
+            return true;
+        }
+        let far = Record::Far { from: node, record: *record };
+        if self.outgoing.has_room(home, far.encoded_len()) {
+            self.outgoing.put(home, &far);
+        } else {
+            self.links.stats.limit_mailbox.add(1);
+            self.lost_here(*record);
+        }
+        false
     }
 
     /// A copy of a message from its recipient's home, come over a link of this shard: for the shard with the session.
@@ -272,13 +335,15 @@ impl Shard {
     pub(crate) fn far_record(&mut self, from: NodeKey, record: &FarRecord<'_>) {
         let record = *record;
         let shard = match record {
-            FarRecord::Message { to, .. } => self.shard_of(to),
+            FarRecord::Message { origin, to, flags, .. } => self.shard_for(origin, flags & far_flags::ACK != 0, to),
+            FarRecord::Transfer { origin, user, flags, .. } => {
+                self.shard_for(origin, flags & far_flags::TOLD == 0, user)
+            }
             FarRecord::Ack { user, .. }
             | FarRecord::Register { user, .. }
             | FarRecord::Unregister { user, .. }
             | FarRecord::Gone { user, .. }
-            | FarRecord::Held { user, .. }
-            | FarRecord::Transfer { user, .. } => self.shard_of(user),
+            | FarRecord::Held { user, .. } => self.shard_of(user),
             FarRecord::Fate { origin, .. } => origin.seat.shard,
             FarRecord::Deliver { seat, .. }
             | FarRecord::Registered { seat, .. }
@@ -364,7 +429,14 @@ impl Shard {
         let Message { origin, from, to, id, hops, flags, payload } = *message;
         let acked = flags & far_flags::ACK != 0;
         let extra = extra_of(flags);
-        let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, extra, payload };
+        let origin = Self::origin_at(origin);
+        if acked && origin.node == self.own_key() {
+            let away = Away { shard: origin.shard, conn: origin.conn, id, to };
+            if !self.comes_back(node, away, origin, &message.record()) {
+                return;
+            }
+        }
+        let message = Routed { origin, from, to, id, acked, extra, payload };
         self.arrive(&message, Path { via: node, hops: hops.saturating_add(1) });
     }
 
@@ -455,6 +527,12 @@ impl Shard {
             }
             FarRecord::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
                 let (origin, extra) = (Self::origin_at(origin), extra_of(flags));
+                if flags & far_flags::TOLD == 0 && origin.node == self.own_key() {
+                    let away = Away { shard: origin.shard, conn: origin.conn, id, to: user };
+                    if !self.comes_back(node, away, origin, &record) {
+                        return;
+                    }
+                }
                 let message = Routed { origin, from, to: user, id, acked: true, extra, payload };
                 self.take_transfer(&message, node, stamp, attempts, flags & far_flags::TOLD != 0);
             }
@@ -591,6 +669,12 @@ impl Shard {
                 // The other side may have stored it.
                 let retry = if back.maybe_received { flags::RETRY } else { 0 };
                 let (origin, extra) = (Self::origin_at(origin), extra_of(flags) | retry);
+                if flags & far_flags::TOLD == 0 && origin.node == self.own_key() {
+                    let away = Away { shard: origin.shard, conn: origin.conn, id, to: user };
+                    if !self.comes_back(back.node, away, origin, &record) {
+                        return;
+                    }
+                }
                 let message = Routed { origin, from, to: user, id, acked: true, extra, payload };
                 self.take_transfer(&message, NodeKey::OWN, stamp, attempts, flags & far_flags::TOLD != 0);
             }
@@ -688,9 +772,15 @@ pub(crate) fn queue(
     shard: u16,
     record: &impl Entry,
 ) -> Result<(), FarError> {
-    let result = match mesh.as_mut().ok_or(FarError::Unknown)?.queue(node, shard, record) {
+    let mesh = mesh.as_mut().ok_or(FarError::Unknown)?;
+    let result = match mesh.queue(node, shard, record) {
         Ok(Placed::Carried(carrier)) => {
-            hand_on(links, outgoing, carrier, node, &record.record()).map(|()| Placed::Waits)
+            let record = record.record();
+            match hand_on(links, outgoing, carrier, node, &record) {
+                Ok(()) => Ok(Placed::Waits),
+                Err(FarError::Full) => mesh.wait_for_room(node, &record),
+                Err(error) => Err(error),
+            }
         }
         result => result,
     };

@@ -80,10 +80,14 @@ impl<I: Io> Core<I> {
         if conn.phase != Phase::Mesh || conn.flags.has(ConnFlags::OP_PENDING | ConnFlags::READ_BROUGHT) {
             return;
         }
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::StarvedLast) {
+            return;
+        }
         conn.read = ReadOp::Bulk;
         let id = links.slots.id(slot);
         links.stats.hot.add(1);
-        links.stats.ring_enobufs.add(1);
+        links.stats.ring_bulk_starved.add(1);
         self.io.recv_bulk(id);
     }
 

@@ -15,7 +15,7 @@ use super::shard::Shard;
 use crate::auth::Auth;
 use crate::conn::Phase;
 use crate::desk::Asked;
-use crate::directory::is_remote;
+use crate::directory::{Home, is_remote};
 use crate::groups::asked::{Asker, Effect, GroupAsked, Sending};
 use crate::groups::home::Rate;
 use crate::groups::interest::Joining;
@@ -165,6 +165,15 @@ impl Shard {
             self.links.stats.group_messages_in.add(1);
             self.group_denied(Origin::own(self.shard, origin), id, group, frame.flags, Code::NotAMember);
             return Flow::On;
+        }
+        // At the group's shard of this node the sender can wait. From another one the message comes there by itself,
+        // and waits with what that shard has for the node.
+        if group_home(group, self.shards) == self.shard
+            && let Home::There { node, .. } = self.room_home(group)
+            && self.waits_for_carrier(node, body.len())
+        {
+            self.links.stats.mailbox_waits.add(1);
+            return Flow::Wait;
         }
         let mail = GroupMail::Send { group, origin, from, id, flags: frame.flags, payload: body };
         match self.send_group_home(group, &mail) {

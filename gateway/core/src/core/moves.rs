@@ -9,12 +9,12 @@
 //! - as a new home, lets messages wait until every other node has said that ([`Settling`](crate::directory::Settling)).
 
 use super::carry::is_easy;
-use super::far;
+use super::far::{self, Path};
 use super::links::ticks;
 use super::route::Routed;
 use super::shard::Shard;
 use crate::conn::Phase;
-use crate::directory::{Away, Directory, Held, Home, Member, Routing, ViewWalk, WalkStep};
+use crate::directory::{Away, Directory, Held, Home, Member, Routing, Transferred, ViewWalk, WalkStep};
 use crate::head::{HEADED, MessageHead};
 use crate::ids::NodeKey;
 use crate::ids::Origin;
@@ -91,6 +91,7 @@ impl Shard {
         self.calls_moved(reborn);
         self.ask_again();
         self.release_parked();
+        self.release_parked_rooms();
     }
 
     /// This node counts as another one from now on: nothing that others have told it, or owe it, holds any more.
@@ -105,6 +106,7 @@ impl Shard {
             }
         }
         self.forget_readers();
+        self.refuse_parked_rooms();
         // What waits here and came from other nodes: they have told its senders that it failed.
         self.refuse_waiting(self.inboxes.users(), |_, origin| origin.node != NodeKey::OWN);
     }
@@ -280,6 +282,8 @@ impl Shard {
         if owes {
             let Origin { shard, conn, .. } = routed.origin;
             self.directory.sent_away.add(Away { shard, conn, id, to: user }, node, self.links.tick);
+        } else if !told {
+            self.goes_again(routed.origin, id, user, node);
         }
     }
 
@@ -294,6 +298,7 @@ impl Shard {
                 None => return self.refuse(message),
             },
         };
+        let whole = message;
         let message = &Routed { extra: message.extra & !HEADED, payload, ..*message };
         let Routed { origin, from, to: user, id, extra, payload, .. } = *message;
         if told && (!self.serving || self.desk.is_none() || self.home(user) != Home::Here) {
@@ -305,7 +310,7 @@ impl Shard {
         }
         match self.home(user) {
             Home::Here => {}
-            Home::There { node, shard } if node != via => {
+            Home::There { node, shard } if node != via || self.directory.settling.has_view(node, shard) => {
                 let sent_tick = self.links.tick;
                 let payload = payload.into();
                 let retry = extra & flags::RETRY != 0;
@@ -314,7 +319,12 @@ impl Shard {
                 let waiting = Unacked { retry, keep, until_s, ..waiting };
                 return self.transfer(user, waiting, node, shard);
             }
-            Home::There { .. } | Home::Nowhere => return self.refuse(message),
+            // The former home has a view already in which this one is the home.
+            Home::There { .. } => {
+                let path = Path { via, hops: 0 };
+                return self.park(whole, path, Some(Transferred { stamp, attempts }));
+            }
+            Home::Nowhere => return self.refuse(message),
         }
         if !told && self.directory.take_early_ack(user, stamp) {
             self.links.stats.out_acked.add(1);

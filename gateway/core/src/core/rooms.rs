@@ -11,9 +11,10 @@
 //! whenever it cannot know what that one has passed on. A *reign* is the time in which one home counts, and names it.
 
 use super::fan_out::Numbered;
-use super::far::{HOPS_MAX, Path};
+use super::far::{HOPS_MAX, PARK_MS, Path};
+use super::links::ticks;
 use super::shard::Shard;
-use crate::directory::{Away, Home};
+use crate::directory::{Away, Held, Home};
 use crate::groups::home::{Claim, Seen};
 use crate::groups::interest::{Joining, Word};
 use crate::groups::mail::GroupMail;
@@ -97,12 +98,82 @@ impl Shard {
                     self.take_as_home(group, origin, from, id, of_message, payload);
                 }
             }
-            // Views differ: it does not go back to where it was.
-            Home::There { node, .. } if path.hops >= HOPS_MAX || node == path.via || node == origin.node => {
-                self.group_overloaded(origin, id, group, of_message);
+            // Those behind one that waits wait too.
+            Home::There { node, .. }
+                if self.directory.parked_rooms.holds(group) || !self.may_go_to(node, origin, path, group) =>
+            {
+                self.park_room_message(message);
             }
             Home::There { node, shard } => self.room_message_away(message, node, shard),
             Home::Nowhere => self.group_overloaded(origin, id, group, of_message),
+        }
+    }
+
+    /// Whether a message to a room may go on to that node. To where it was it goes back only when that has said that it
+    /// has the view in which it is the home.
+    fn may_go_to(&self, node: NodeKey, origin: Origin, path: Path, group: u64) -> bool {
+        let was_there = node == path.via || node == origin.node;
+        let has_view = |shard| self.directory.settling.has_view(node, shard);
+        path.hops < HOPS_MAX && (!was_there || self.relay_of(node, group).is_some_and(has_view))
+    }
+
+    /// Views differ: lets a message wait until they agree.
+    fn park_room_message(&mut self, message: &ToRoom<'_>) {
+        let ToRoom { group, origin, from, id, flags: of_message, path: Path { via, hops }, payload } = *message;
+        let held = Held {
+            origin,
+            from,
+            id,
+            acked: of_message & flags::ACK != 0,
+            extra: of_message,
+            hops,
+            via,
+            deadline_tick: self.links.tick + ticks(PARK_MS),
+            payload: payload.into(),
+            transfer: None,
+        };
+        if self.directory.parked_rooms.park(group, held, payload.len()).is_err() {
+            self.links.stats.limit_parked.add(1);
+            self.group_overloaded(origin, id, group, of_message);
+        }
+    }
+
+    /// Lets every message to a room go that waits no longer.
+    pub(super) fn release_parked_rooms(&mut self) {
+        let tick = self.links.tick;
+        for group in self.directory.parked_rooms.users() {
+            for held in self.directory.parked_rooms.take(group) {
+                let Held { origin, from, id, extra: of_message, hops, via, deadline_tick, ref payload, .. } = held;
+                let path = Path { via, hops };
+                let goes = !self.directory.parked_rooms.holds(group)
+                    && match self.room_home(group) {
+                        Home::Here => true,
+                        Home::There { node, .. } => self.may_go_to(node, origin, path, group),
+                        Home::Nowhere => false,
+                    };
+                if goes {
+                    self.room_message(&ToRoom { group, origin, from, id, flags: of_message, path, payload });
+                    continue;
+                }
+                if deadline_tick <= tick && self.directory.settling.is_settled() {
+                    self.links.stats.parked_expired.add(1);
+                    self.group_overloaded(origin, id, group, of_message);
+                    continue;
+                }
+                let bytes = payload.len();
+                if self.directory.parked_rooms.park(group, held, bytes).is_err() {
+                    self.group_overloaded(origin, id, group, of_message);
+                }
+            }
+        }
+    }
+
+    /// This node counts as another one from now on: nothing that waits goes on.
+    pub(super) fn refuse_parked_rooms(&mut self) {
+        for group in self.directory.parked_rooms.users() {
+            for Held { origin, id, extra, .. } in self.directory.parked_rooms.take(group) {
+                self.group_overloaded(origin, id, group, extra);
+            }
         }
     }
 
@@ -435,9 +506,20 @@ impl Shard {
             {
                 self.links.stats.mesh_misrouted.add(1);
             }
-            FarRecord::GroupSend { origin, from, group, id, hops, flags, payload } => {
-                let (origin, path) = (Self::origin_at(origin), Path { via: node, hops: hops.saturating_add(1) });
-                self.room_message(&ToRoom { group, origin, from, id, flags, path, payload });
+            FarRecord::GroupSend { origin, from, group, id, hops, flags: of_message, payload } => {
+                let (mut origin, path) = (Self::origin_at(origin), Path { via: node, hops: hops.saturating_add(1) });
+                if origin.node == self.own_key() {
+                    // It began here and comes back, for the home is here by now. If its sender has been told meanwhile
+                    // that it failed, it goes nowhere.
+                    let Origin { shard, conn, .. } = origin;
+                    let is_owed = of_message & flags::ACK != 0;
+                    if is_owed && !self.directory.sent_away.answered(Away { shard, conn, id, to: group }) {
+                        return self.links.stats.came_back_late.add(1);
+                    }
+                    self.links.stats.came_back.add(u64::from(is_owed));
+                    origin.node = NodeKey::OWN;
+                }
+                self.room_message(&ToRoom { group, origin, from, id, flags: of_message, path, payload });
             }
             FarRecord::GroupCopy { group, origin, from, id, stamp, number, manner, payload } => {
                 let mut origin = Self::origin_at(origin);

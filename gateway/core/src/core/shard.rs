@@ -516,8 +516,9 @@ impl Shard {
             self.give_up_away(vec![away]);
         }
         self.ask_again();
-        if self.directory.parked.bytes() > 0 {
+        if self.directory.parked_bytes() > 0 {
             self.release_parked();
+            self.release_parked_rooms();
         }
     }
 
@@ -672,7 +673,7 @@ impl Shard {
         let empty = self.links.slots.in_use() == nodes && self.handovers.arriving() == 0;
         // The others know the view in which this node is no home, and have confirmed what was sent on to them.
         let directory = &self.directory;
-        let told = !directory.is_changing() && directory.parked.bytes() == 0;
+        let told = !directory.is_changing() && directory.parked_bytes() == 0;
         let confirmed = mesh_bytes == 0;
         // What is owed is committed before the end.
         let stored = self.desk.as_ref().is_none_or(Desk::is_idle) && !self.has_pushes() && !self.holds_fates();
@@ -719,7 +720,7 @@ impl Shard {
         stats.remote_sessions.set(directory.remotes.len() as u64);
         stats.registering.set(directory.registrations.len() as u64);
         stats.messages_owed.set(directory.sent_away.len() as u64);
-        stats.parked_bytes.set(directory.parked.bytes() as u64);
+        stats.parked_bytes.set(directory.parked_bytes() as u64);
         stats.redelivery_users.set(directory.redelivery.len() as u64);
         stats.settling.set(directory.is_changing().into());
         stats.pushes_remembered.set(self.pushed.len() as u64);

@@ -42,7 +42,8 @@ impl Shard {
 
     /// Receive buffers that the shard's ring was given.
     pub(crate) fn recv_buffers(&self) -> usize {
-        self.links.limits.recv_buffers.into()
+        let limits = &self.links.limits;
+        (limits.recv_buffers - limits.buffers_in_bulk() + limits.bulk_buffers()).into()
     }
 
     /// Nothing is left of calls and workers that are gone.

@@ -369,6 +369,7 @@ impl super::shard::Shard {
         stats.mesh_duplicates.set(link.duplicates);
         stats.mesh_unknown.set(link.unknown);
         stats.mesh_given_back.set(link.given_back);
+        stats.mesh_carry_waits.set(mesh.carry_waits());
         stats.mesh_ended_bytes.set(mesh.ended_bytes() as u64);
         stats.mesh_backs_bytes.set(self.outgoing.backs_pending() as u64);
         stats.mesh_reconnects.set(link.reconnects);

@@ -39,6 +39,11 @@ impl<M> Parked<M> {
         !self.by_user.is_empty() && self.by_user.contains_key(&user)
     }
 
+    /// Whether one of the messages of a user is such.
+    pub(crate) fn any(&self, user: u64, is_such: impl Fn(&M) -> bool) -> bool {
+        self.by_user.get(&user).is_some_and(|messages| messages.iter().any(|(message, _)| is_such(message)))
+    }
+
     /// Takes out the messages of one user.
     pub(crate) fn take(&mut self, user: u64) -> impl Iterator<Item = M> + use<M> {
         let messages = self.by_user.remove(&user).unwrap_or_default();
@@ -71,6 +76,7 @@ mod tests {
         }
         assert_eq!(parked.park(3, 'e', 10), Err('e'));
         assert!(parked.holds(1) && !parked.holds(3));
+        assert!(parked.any(1, |message| *message == 'd') && !parked.any(2, |message| *message == 'd'));
         assert_eq!(parked.users(), [1, 2]);
         assert_eq!(parked.take(1).collect::<String>(), "acd");
         assert_eq!(parked.take(1).count(), 0);

@@ -59,6 +59,15 @@ impl SentAway {
         }
     }
 
+    /// From now on `node` is to answer for a message. False if its sender has been told already what became of it.
+    pub(crate) fn hand_to(&mut self, away: Away, node: NodeKey, tick: u32) -> bool {
+        let is_owed = self.owed.contains_key(&away);
+        if is_owed {
+            self.add(away, node, tick);
+        }
+        is_owed
+    }
+
     /// The answer has come: true if it is still to be given.
     pub(crate) fn answered(&mut self, away: Away) -> bool {
         self.owed.remove(&away).is_some()
@@ -137,6 +146,18 @@ mod tests {
         assert!(!sent.answered(away(1)) && sent.answered(away(2)));
         assert_eq!(sent.take_all(), [away(0), away(4)]);
         assert_eq!((sent.len(), sent.take_overdue(1_000)), (0, None));
+    }
+
+    #[test]
+    fn whoever_has_a_message_last_owes_its_answer() {
+        let mut sent = SentAway::new(10, 50);
+        sent.add(away(1), NodeKey(1), 0);
+        assert!(sent.hand_to(away(1), NodeKey(2), 30) && !sent.hand_to(away(2), NodeKey(2), 30));
+        assert_eq!(sent.take_of(NodeKey(1)), []);
+        assert_eq!(sent.take_overdue(79), None, "it has its time anew");
+        assert_eq!((sent.take_overdue(80), sent.len()), (Some(away(1)), 0));
+        assert!(!sent.hand_to(away(1), NodeKey(3), 90), "its sender has been told that it failed");
+        assert_eq!(sent.take_of(NodeKey(3)), []);
     }
 
     #[test]

@@ -104,6 +104,13 @@ impl Settling {
         self.settled && digest == self.digest
     }
 
+    /// Whether a shard of another node has said so for the present view last. It works with that view, unless there is
+    /// a later one that has not come here.
+    pub(crate) fn has_view(&self, node: NodeKey, shard: u16) -> bool {
+        let word = self.nodes.get(&node).and_then(|node| node.shards.get(usize::from(shard)));
+        word.is_some_and(|word| is_of(word, self.digest))
+    }
+
     /// Whether an unknown user is offline.
     #[inline]
     pub(crate) fn is_settled(&self) -> bool {
@@ -217,6 +224,25 @@ mod tests {
         assert_eq!((settling.waits_only_for(), settling.is_settled()), (Some(&[key_of("c", 1)][..]), false));
         settling.look_without(|_| false);
         assert_eq!(settling.waits_only_for(), None, "c is reached again");
+    }
+
+    #[test]
+    fn a_shard_has_the_view_that_it_has_spoken_of_last() {
+        let before = routing(&[("a", 1), ("b", 1), ("c", 1)]);
+        let after = routing(&[("a", 1), ("b", 1)]);
+        let mut settling = Settling::new();
+        settling.begin(&before, 100);
+        let b = key_of("b", 1);
+        assert!(!settling.has_view(b, 0));
+        settling.said(b, 0, before.digest(), 0);
+        assert!(settling.has_view(b, 0) && !settling.has_view(b, 1), "another shard of b has said nothing");
+        settling.begin(&after, 200);
+        assert!(!settling.has_view(b, 0), "b has said nothing of this view");
+        settling.said(b, 0, after.digest(), 0);
+        assert!(settling.has_view(b, 0));
+        settling.said(b, 0, before.digest(), 0);
+        assert!(!settling.has_view(b, 0), "b has another one by now");
+        assert!(!settling.has_view(key_of("b", 2), 0) && !settling.has_view(b, 4), "there is no such shard");
     }
 
     /// What is counted as words come is what counting all of them would find.

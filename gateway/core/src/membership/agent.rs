@@ -502,6 +502,7 @@ impl Agent {
                     self.actions.push_back(Action::WriteFor { node: node.to_owned(), life, number, writes });
                 }
             }
+            Memo::Look => self.poll_anew(now_ms),
             Memo::Wrote { number, ends } => self.actions.push_back(Action::Wrote { number, ends }),
         }
     }
@@ -719,9 +720,22 @@ impl Agent {
                 self.actions.push_back(Action::StateUntold);
                 return;
             }
-            self.poll_again = self.polling.is_some();
-            self.poll(now_ms);
+            self.poll_anew(now_ms);
+            if state == NodeState::Draining {
+                let view = self.heart.view();
+                for member in &view.members {
+                    if member.name != self.record.name {
+                        self.send(&member.name, member.life(), &Memo::Look);
+                    }
+                }
+            }
         }
+    }
+
+    /// Asks for the nodes as they are now: once more if that is under way.
+    fn poll_anew(&mut self, now_ms: u64) {
+        self.poll_again = self.polling.is_some();
+        self.poll(now_ms);
     }
 
     /// Tells the shards of a view that differs in what matters: `tell` is given shard, view and life, and says whether

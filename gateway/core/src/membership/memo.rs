@@ -57,6 +57,9 @@ pub enum Memo {
         /// What to write, [`WRITES_MAX`] at most.
         writes: Vec<Change>,
     },
+    /// The sender drains, and Redis knows it: the view is to be asked for at once, and not with the next beat. A node
+    /// that does not know this word asks then.
+    Look,
     /// What became of them, in their order.
     Wrote {
         /// As asked.
@@ -267,6 +270,7 @@ mod tests {
                 seen: seen.clone(),
             },
             Memo::Vouched { number: 1, without: true, digest: 9, seen: None },
+            Memo::Look,
         ] {
             assert_eq!(Memo::decode(&memo.encode().unwrap()), Some(memo));
         }

@@ -276,6 +276,10 @@ pub(crate) struct Mesh {
     /// Whether other shards share some of this one's links, and whether this one shares some of theirs.
     carries: bool,
     has_carriers: bool,
+    /// Something for another node may wait for room in the mailbox of the shard with the link; and how often something
+    /// did.
+    has_waiting: bool,
+    carry_waits: u64,
     /// What they are to be told beside what becomes of links, and whether something may have become of one.
     words: Vec<(NodeKey, u8)>,
     words_due: bool,
@@ -319,6 +323,8 @@ impl Mesh {
             ended: VecDeque::new(),
             carries: false,
             has_carriers: false,
+            has_waiting: false,
+            carry_waits: 0,
             words: Vec::new(),
             words_due: false,
             asks: Vec::new(),
@@ -471,6 +477,9 @@ impl Mesh {
         let peer = &mut self.peers[place];
         let at = peer.by_shard.get(usize::from(shard)).ok_or(FarError::Unknown)?;
         if let Some(carrier) = &mut peer.carrier {
+            if carrier.has_waiting() {
+                return self.wait_for_room(node, &record.record());
+            }
             return carrier.place(&record.record(), &self.config.link);
         }
         let id = peer.links[usize::from(*at)];

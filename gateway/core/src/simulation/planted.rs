@@ -57,6 +57,8 @@ pub(crate) enum Bug {
     CopiedTwice,
     /// What a shard has for a node to which another one has the link is sent twice.
     CarriedTwice,
+    /// A link that found no large receive buffer is read behind those that took them all.
+    StarvedLast,
     /// The new home of some live rooms is not asked for copies.
     InterestUntold,
     /// What a session says behind the join of a live room does not wait for the answer.

@@ -160,7 +160,7 @@ impl World {
             let (completion, bytes, more) = if kind == ReadOp::Poll {
                 (Completion::Readable { conn, result: Ok(()) }, Vec::new(), false)
             } else {
-                let (result, buf, bytes) = self.read_one(ring, socket, found);
+                let (result, buf, bytes) = self.read_one(ring, socket, kind, found);
                 let goes_on = matches!(kind, ReadOp::Multishot | ReadOp::Bulk) && !bytes.is_empty();
                 let ended = goes_on && self.rng.chance(self.faults.multishot_end);
                 self.tally.multishots_ended += u64::from(ended);
@@ -168,7 +168,12 @@ impl World {
                 let nonempty = !bytes.is_empty() && !self.sockets[socket].inbound.is_empty();
                 (Completion::Recv { conn, result, buf, more, nonempty }, bytes, more)
             };
+            let has_brought = !bytes.is_empty();
+            let found_none = matches!(completion, Completion::Recv { result: Err(errno::ENOBUFS), .. });
             let posted_us = self.post(ring, due_us, completion, bytes);
+            if kind == ReadOp::Bulk {
+                self.note_starved(ring, slot, has_brought, found_none);
+            }
             if let Some(read) = self.rings[ring].used(slot).and_then(|usage| usage.read.as_mut()) {
                 read.due_us = posted_us;
                 read.stage = if more { Stage::Armed } else { Stage::Posted };
@@ -176,23 +181,37 @@ impl World {
         }
     }
 
-    fn take_buffer(&mut self, ring: usize) -> Option<BufId> {
-        let free = self.rings[ring].buffers_free.len() as u64;
-        if free == 0 {
-            return None;
-        }
-        let index = self.rng.below(free) as usize;
-        Some(self.rings[ring].buffers_free.swap_remove(index))
+    /// Counts how often a connection came away with nothing, since others had all large buffers.
+    fn note_starved(&mut self, ring: usize, slot: u32, has_brought: bool, found_none: bool) {
+        let Some(usage) = self.rings[ring].used(slot) else { return };
+        let Some(read) = &mut usage.read else { return };
+        read.brought |= has_brought;
+        usage.starved = match (read.brought, found_none) {
+            (true, _) => 0,
+            (false, true) => usage.starved + 1,
+            (false, false) => usage.starved,
+        };
+        self.tally.starved_most = self.tally.starved_most.max(usage.starved);
     }
 
-    fn read_one(&mut self, ring: usize, socket: usize, found: Found) -> (OpResult<usize>, Option<BufId>, Vec<u8>) {
+    fn take_buffer(&mut self, ring: usize, kind: ReadOp) -> Option<BufId> {
+        self.rings[ring].pool(kind).take(&mut self.rng)
+    }
+
+    fn read_one(
+        &mut self,
+        ring: usize,
+        socket: usize,
+        kind: ReadOp,
+        found: Found,
+    ) -> (OpResult<usize>, Option<BufId>, Vec<u8>) {
         match found {
             Found::Bytes => {
-                let Some(buf) = self.take_buffer(ring) else {
+                let Some(buf) = self.take_buffer(ring, kind) else {
                     self.tally.enobufs += 1;
                     return (Err(errno::ENOBUFS), None, Vec::new());
                 };
-                let mut len = self.sockets[socket].inbound.len().min(self.rings[ring].buffer_bytes);
+                let mut len = self.sockets[socket].inbound.len().min(self.rings[ring].pool(kind).bytes);
                 if self.rng.chance(self.faults.recv_short) {
                     len = self.rng.within(1, len as u64) as usize;
                 }
@@ -209,7 +228,8 @@ impl World {
                 (Err(libc::ECONNRESET), None, Vec::new())
             }
             Found::End | Found::Nothing => {
-                let buf = if self.rng.chance(self.faults.end_with_buffer) { self.take_buffer(ring) } else { None };
+                let taken = self.rng.chance(self.faults.end_with_buffer);
+                let buf = if taken { self.take_buffer(ring, kind) } else { None };
                 (Ok(0), buf, Vec::new())
             }
         }

@@ -1,9 +1,11 @@
 //! A ring as the kernel sees it: descriptor table, receive buffers, both queues, operations under way.
 
 use super::super::{BufId, Completion, ConnId, HandoverToken, ReadOp, SendId};
+use super::faults::Rng;
 use crate::limits::Limits;
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::ops::Range;
 
 /// A queued submission. Those of a connection find their particulars in its slot.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(crate) struct Read {
     pub stage: Stage,
     /// When its latest completion is due; the next one is not earlier.
     pub due_us: u64,
+    /// It has brought bytes.
+    pub brought: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +67,8 @@ pub(crate) struct Usage {
     pub shutting: bool,
     pub handing_over: bool,
     pub closing: bool,
+    /// Reads into large buffers that found none and brought nothing, one after the other.
+    pub starved: u64,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +91,7 @@ impl Slot {
             shutting: false,
             handing_over: false,
             closing: false,
+            starved: 0,
         });
     }
 }
@@ -104,15 +111,51 @@ pub(crate) struct Listener {
     pub backlog: VecDeque<usize>,
 }
 
+/// Receive buffers of one length, of which the kernel picks any.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    ids: Range<u16>,
+    pub bytes: usize,
+    free: Vec<BufId>,
+    /// Given back by the shard, not yet shown to the kernel.
+    released: Vec<BufId>,
+}
+
+impl Pool {
+    fn new(ids: Range<u16>, bytes: u32) -> Self {
+        Pool { free: ids.clone().map(BufId).collect(), ids, bytes: bytes as usize, released: Vec::new() }
+    }
+
+    /// Buffers it was set up with.
+    pub(crate) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Buffers the kernel may fill, those just given back included.
+    pub(crate) fn with_kernel(&self) -> usize {
+        self.free.len() + self.released.len()
+    }
+
+    pub(crate) fn take(&mut self, rng: &mut Rng) -> Option<BufId> {
+        let free = self.free.len() as u64;
+        if free == 0 {
+            return None;
+        }
+        Some(self.free.swap_remove(rng.below(free) as usize))
+    }
+
+    pub(crate) fn publish(&mut self) {
+        self.free.append(&mut self.released);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Ring {
     pub slots: Vec<Slot>,
     pub listeners: Vec<Listener>,
-    pub buffers: usize,
-    pub buffer_bytes: usize,
-    pub buffers_free: Vec<BufId>,
-    /// Given back by the shard, not yet shown to the kernel.
-    pub buffers_released: Vec<BufId>,
+    pub buffers: Pool,
+    /// Large ones, for links to other nodes that bring much; there may be none.
+    pub bulk: Pool,
     pub submissions: VecDeque<Submission>,
     pub completions: VecDeque<(Completion, Vec<u8>)>,
     /// Slot of each send under way, by its id. Ids are used again as soon as the shard has the completion.
@@ -129,13 +172,12 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn new(host: usize, limits: &Limits, listeners: u16) -> Self {
+        let small = limits.recv_buffers - limits.buffers_in_bulk();
         Ring {
             slots: (0..limits.slots()).map(|_| Slot::default()).collect(),
             listeners: (0..listeners).map(|_| Listener::default()).collect(),
-            buffers: usize::from(limits.recv_buffers),
-            buffer_bytes: limits.recv_buffer_bytes as usize,
-            buffers_free: (0..limits.recv_buffers).map(BufId).collect(),
-            buffers_released: Vec::new(),
+            buffers: Pool::new(0..small, limits.recv_buffer_bytes),
+            bulk: Pool::new(small..small + limits.bulk_buffers(), limits.bulk_bytes()),
             submissions: VecDeque::new(),
             completions: VecDeque::new(),
             sends: Vec::new(),
@@ -146,6 +188,17 @@ impl Ring {
             host,
             sq_full: 0,
         }
+    }
+
+    /// The buffers that a read of that kind is given.
+    pub(crate) fn pool(&mut self, kind: ReadOp) -> &mut Pool {
+        if kind == ReadOp::Bulk && self.bulk.len() > 0 { &mut self.bulk } else { &mut self.buffers }
+    }
+
+    /// The shard has given a buffer back.
+    pub(crate) fn release(&mut self, buf: BufId) {
+        let pool = if self.bulk.ids.contains(&buf.0) { &mut self.bulk } else { &mut self.buffers };
+        pool.released.push(buf);
     }
 
     /// The use of a slot the shard asks something for, which has to be the one it thinks it is.

@@ -66,6 +66,8 @@ pub struct Tally {
     pub accept_errors: u64,
     pub multishots_ended: u64,
     pub enobufs: u64,
+    /// The most reads of one connection into large buffers, one after the other, that found none and brought nothing.
+    pub starved_most: u64,
     pub clock_set_back: u64,
     pub dials: u64,
     pub dials_failed: u64,
@@ -312,7 +314,7 @@ impl World {
         let usage = self.rings[ring].usage(conn, "read");
         assert!(usage.read.is_none(), "contract: a second read on {conn:?}");
         assert!(!usage.handing_over, "contract: read on {conn:?} while it is handed over");
-        usage.read = Some(Read { conn, kind, stage: Stage::Queued, due_us: 0 });
+        usage.read = Some(Read { conn, kind, stage: Stage::Queued, due_us: 0, brought: false });
         self.push(ring, Submission::Read { slot: conn.slot });
     }
 
@@ -375,16 +377,17 @@ impl World {
 
     /// Receive buffers a ring was set up with.
     pub(super) fn buffer_count(&self, ring: usize) -> usize {
-        self.rings[ring].buffers
+        self.rings[ring].buffers.len() + self.rings[ring].bulk.len()
     }
 
     pub(super) fn release(&mut self, ring: usize, buf: BufId) {
-        self.rings[ring].buffers_released.push(buf);
+        self.rings[ring].release(buf);
     }
 
     pub(super) fn publish_buffers(&mut self, ring: usize) {
-        let Ring { buffers_free, buffers_released, .. } = &mut self.rings[ring];
-        buffers_free.append(buffers_released);
+        let Ring { buffers, bulk, .. } = &mut self.rings[ring];
+        buffers.publish();
+        bulk.publish();
     }
 
     pub(super) fn sq_full(&self, ring: usize) -> u64 {
@@ -470,7 +473,7 @@ impl World {
 
     /// Buffers the kernel may fill, those just given back included.
     pub fn buffers_with_kernel(&self, ring: usize) -> usize {
-        self.rings[ring].buffers_free.len() + self.rings[ring].buffers_released.len()
+        self.rings[ring].buffers.with_kernel() + self.rings[ring].bulk.with_kernel()
     }
 }
 

@@ -275,6 +275,20 @@ fn what_the_others_saw_when_redis_was_lost_is_no_difference_for_ever() {
 }
 
 #[test]
+fn the_others_see_at_once_that_a_node_drains() {
+    let mut trial = Trial::of(&["a", "b", "c"]);
+    // Long before their next beat.
+    trial.run(300);
+    trial.hands_over = true;
+    let now_ms = trial.now_ms;
+    trial.agents.get_mut("b").unwrap().set_state(now_ms, NodeState::Draining);
+    trial.run(100);
+    for name in ["a", "b", "c"] {
+        assert_eq!(trial.ring(name), ["a", "c"], "the ring at {name}");
+    }
+}
+
+#[test]
 fn a_state_is_told_through_a_peer() {
     let mut trial = Trial::of(&["a", "b", "c"]);
     trial.cut_off = set(&["a"]);

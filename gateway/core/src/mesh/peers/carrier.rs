@@ -3,7 +3,8 @@
 //! by mailbox.
 //!
 //! A shard that learns of a node before its carrier does must not hand on what the carrier could not place: it holds it
-//! until the first word comes.
+//! until the first word comes. What finds the mailbox of the carrier full waits here as well, and all that comes behind
+//! it, so that nothing changes places on the way; what there is no room for either is refused.
 
 use super::{FarError, GivenBack, Mesh, Peer, PeerLink};
 use crate::ids::NodeKey;
@@ -44,18 +45,61 @@ pub(super) struct Carrier {
     shard: u16,
     /// Bits of [`word`]; `None` before the first.
     told: Option<u8>,
-    /// Records that wait for the first word.
-    held: Vec<u8>,
+    /// Records that wait for the first word, or for room in the carrier's mailbox.
+    held: Held,
+}
+
+/// Encoded records, one behind the other.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: Vec<u8>,
+    /// How many bytes of that have gone.
+    gone: usize,
+}
+
+impl Held {
+    fn len(&self) -> usize {
+        self.bytes.len() - self.gone
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn push(&mut self, record: &Record<'_>) {
+        record.encode(&mut self.bytes);
+    }
+
+    /// The first record.
+    fn first(&self) -> Option<&[u8]> {
+        let rest = &self.bytes[self.gone..];
+        if rest.is_empty() { None } else { Some(&rest[..record_len(rest)]) }
+    }
+
+    fn pop(&mut self) {
+        self.gone += self.first().map_or(0, <[u8]>::len);
+        if self.is_empty() {
+            *self = Held::default();
+        } else if self.gone > self.bytes.len() / 2 {
+            self.bytes.drain(..self.gone);
+            self.gone = 0;
+        }
+    }
 }
 
 impl Carrier {
     pub(super) fn new(shard: u16) -> Self {
-        Carrier { shard, told: None, held: Vec::new() }
+        Carrier { shard, told: None, held: Held::default() }
     }
 
-    /// Bytes that wait for the first word.
+    /// Bytes that wait.
     pub(super) fn held_bytes(&self) -> usize {
         self.held.len()
+    }
+
+    /// Whether something waits for room in the carrier's mailbox: whatever comes waits behind it.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.told.is_some() && !self.held.is_empty()
     }
 
     pub(super) fn shard(&self) -> u16 {
@@ -74,13 +118,13 @@ impl Carrier {
         self.has(word::UNREACHABLE | word::NO_PLACE)
     }
 
-    /// What is held for the first word is little.
+    /// What is held for the first word is little, and nothing waits for room.
     pub(super) fn is_easy(&self) -> bool {
-        self.told.is_none_or(|told| told & word::EASY != 0)
+        self.told.is_none_or(|told| told & word::EASY != 0 && self.held.is_empty())
     }
 
-    /// Takes a record, or says whose it is to carry.
-    pub(super) fn place(&mut self, record: &Record<'_>, limits: &LinkLimits) -> Result<Placed, FarError> {
+    /// Whether a record may go to the node at all.
+    fn admit(&self, record: &Record<'_>) -> Result<(), FarError> {
         if self.has(word::NO_PLACE) {
             return Err(FarError::Unknown);
         }
@@ -90,6 +134,12 @@ impl Carrier {
         if !record.fits() {
             return Err(FarError::TooLong);
         }
+        Ok(())
+    }
+
+    /// Takes a record, or says whose it is to carry.
+    pub(super) fn place(&mut self, record: &Record<'_>, limits: &LinkLimits) -> Result<Placed, FarError> {
+        self.admit(record)?;
         if self.told.is_some() {
             return Ok(Placed::Carried(self.shard));
         }
@@ -97,21 +147,22 @@ impl Carrier {
         if self.held.len() + record.encoded_len() > most {
             return Err(FarError::Full);
         }
-        record.encode(&mut self.held);
+        self.held.push(record);
         Ok(Placed::Waits)
     }
 
     /// Gives back what waited for a word that does not come.
     pub(super) fn end(self, node: NodeKey, back: &mut Vec<GivenBack>) {
-        give_back(node, &self.held, back);
+        give_back(node, self.held, back);
     }
 }
 
-fn give_back(node: NodeKey, mut held: &[u8], back: &mut Vec<GivenBack>) {
-    while !held.is_empty() {
-        let (bytes, rest) = held.split_at(record_len(held));
+fn give_back(node: NodeKey, held: Held, back: &mut Vec<GivenBack>) {
+    let mut rest = &held.bytes[held.gone..];
+    while !rest.is_empty() {
+        let (bytes, behind) = rest.split_at(record_len(rest));
         back.push(GivenBack { node, maybe_received: false, bytes: bytes.into() });
-        held = rest;
+        rest = behind;
     }
 }
 
@@ -190,22 +241,82 @@ impl Mesh {
         peer.told
     }
 
-    /// Shard `from` has told of its link to a node. Returns what waited for that, as records one behind the other: they
-    /// are its to carry, before anything else.
-    pub(crate) fn take_word(&mut self, from: u16, node: NodeKey, bits: u8) -> Vec<u8> {
-        let Some(peer) = self.peers.iter_mut().find(|peer| peer.key == node) else { return Vec::new() };
-        let Some(carrier) = peer.carrier.as_mut().filter(|carrier| carrier.shard == from) else { return Vec::new() };
+    /// Shard `from` has told of its link to a node. What waited for that is its to carry now, before anything else.
+    pub(crate) fn take_word(&mut self, from: u16, node: NodeKey, bits: u8) {
+        let Some(peer) = self.peers.iter_mut().find(|peer| peer.key == node) else { return };
+        let Some(carrier) = peer.carrier.as_mut().filter(|carrier| carrier.shard == from) else { return };
         carrier.told = Some(bits & !word::ANEW);
-        let held = std::mem::take(&mut carrier.held);
         if bits & word::NO_PLACE != 0 {
             peer.passed_over = true;
-            give_back(node, &held, &mut self.held_back);
-            return Vec::new();
+            give_back(node, std::mem::take(&mut carrier.held), &mut self.held_back);
+            return;
         }
+        self.has_waiting |= carrier.has_waiting();
         let again = bits & word::ANEW != 0 || (bits & word::UP != 0 && std::mem::take(&mut peer.passed_over));
         if again {
             self.restarted.push(node);
         }
-        held
+    }
+
+    /// A record for a node waits for room in the mailbox of the shard that has the link, behind others that do.
+    ///
+    /// # Errors
+    /// [`FarError::Full`] when as much waits as may: a record that answers may wait as long as that is twice what
+    /// others may take. One that is alone waits however long it is.
+    pub(crate) fn wait_for_room(&mut self, node: NodeKey, record: &Record<'_>) -> Result<Placed, FarError> {
+        let waiting = self.waiting_bytes();
+        let share = self.config.link.reserve_bytes;
+        let most = if record.is_control() { 2 * share } else { share };
+        let place = self.place_of(node).ok_or(FarError::Unknown)?;
+        let carrier = self.peers[place].carrier.as_mut().ok_or(FarError::Unknown)?;
+        carrier.admit(record)?;
+        if waiting > 0 && waiting + record.encoded_len() > most {
+            return Err(FarError::Full);
+        }
+        carrier.held.push(record);
+        self.has_waiting |= carrier.has_waiting();
+        self.carry_waits += 1;
+        Ok(Placed::Waits)
+    }
+
+    /// Bytes that wait for room in mailboxes of other shards.
+    fn waiting_bytes(&self) -> usize {
+        if !self.has_waiting {
+            return 0;
+        }
+        let carriers = self.peers.iter().filter_map(|peer| peer.carrier.as_ref());
+        carriers.filter(|carrier| carrier.has_waiting()).map(Carrier::held_bytes).sum()
+    }
+
+    /// Whether something waits for room in the mailbox of another shard.
+    #[inline]
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.has_waiting
+    }
+
+    /// Whether something for a node does.
+    pub(crate) fn has_waiting_for(&self, node: NodeKey) -> bool {
+        let carrier = self.peer(node).and_then(|peer| peer.carrier.as_ref());
+        self.has_waiting && carrier.is_some_and(Carrier::has_waiting)
+    }
+
+    /// Records that have waited for room in the mailbox of another shard.
+    pub(crate) fn carry_waits(&self) -> u64 {
+        self.carry_waits
+    }
+
+    /// Hands on what waits for room, in its order. `hand_on` is given carrier, node and record, and says whether there
+    /// was room.
+    pub(crate) fn hand_on_waiting(&mut self, mut hand_on: impl FnMut(u16, NodeKey, &[u8]) -> bool) {
+        for peer in &mut self.peers {
+            let Some(carrier) = peer.carrier.as_mut().filter(|carrier| carrier.has_waiting()) else { continue };
+            while let Some(first) = carrier.held.first()
+                && hand_on(carrier.shard, peer.key, first)
+            {
+                carrier.held.pop();
+            }
+        }
+        let mut carriers = self.peers.iter().filter_map(|peer| peer.carrier.as_ref());
+        self.has_waiting = carriers.any(Carrier::has_waiting);
     }
 }

@@ -173,14 +173,16 @@ impl Mesh {
         LinkLimits { bytes_max: bytes_max * sharers, reserve_bytes: reserve_bytes * sharers }
     }
 
-    /// Where shards share links, those that have some of them may hold what the others do not need.
+    /// Where shards share links, those that have some of them may hold what the others do not need: all but what may
+    /// wait at those for room in their mailboxes.
     fn reckon_budget(&mut self) {
         self.carries = self.peers.iter().any(Peer::is_shared);
         self.has_carriers = self.peers.iter().any(|peer| peer.carrier.is_some());
         let shared = self.peers.iter().any(|peer| matches!(peer.spread, Spread::Few { .. }));
         let all: usize = self.peers.iter().map(|peer| peer.spread.links() as usize).sum();
         let own: usize = self.peers.iter().map(|peer| peer.links.len()).sum();
-        let node = self.config.bytes_max as u128 * u128::from(self.config.shards);
+        let waiting = 2 * self.config.link.reserve_bytes;
+        let node = self.config.bytes_max.saturating_sub(waiting) as u128 * u128::from(self.config.shards);
         self.budget = match shared {
             true => (node * own as u128 / all.max(1) as u128) as usize,
             false => self.config.bytes_max,

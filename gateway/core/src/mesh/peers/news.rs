@@ -91,7 +91,7 @@ impl Mesh {
         self.given_way
     }
 
-    /// Bytes all links hold, and those that wait for word of another shard's.
+    /// Bytes all links hold, and those that wait for word of another shard's, or for room in its mailbox.
     pub(crate) fn bytes(&self) -> usize {
         let carriers = self.peers.iter().filter_map(|peer| peer.carrier.as_ref());
         self.bytes + carriers.map(|carrier| carrier.held_bytes()).sum::<usize>()

@@ -457,17 +457,19 @@ fn a_shard_without_a_link_holds_what_it_has_until_the_one_with_it_is_heard() {
     assert_eq!(with.word_on(b), None, "what was never told is told to all");
     assert_eq!(with.take_words(), [(b, word::EASY)]);
     assert_eq!((with.take_words(), with.word_on(b)), (vec![], Some(word::EASY)));
-    assert!(without.take_word((other + 1) % 4, b, word::UP).is_empty(), "not its carrier");
+    without.take_word((other + 1) % 4, b, word::UP);
+    assert!(!without.has_waiting(), "not its carrier");
     let mut encoded = Vec::new();
     gone.encode(&mut encoded);
-    assert_eq!(without.take_word(carrier, b, word::EASY), encoded);
-    assert_eq!(without.bytes(), 0);
+    without.take_word(carrier, b, word::EASY);
+    assert_eq!(handed_on(&mut without, 9), [(carrier, b, encoded)]);
+    assert_eq!((without.bytes(), without.has_waiting()), (0, false));
     assert_eq!(without.queue(b, 3, &gone), Ok(Placed::Carried(carrier)));
     assert_eq!((without.shard_in_touch(b), without.is_unreachable(b, 0), without.is_silent(b)), (None, false, false));
     // Down for long.
     with.news(3_000);
     assert_eq!(with.take_words(), [(b, word::EASY | word::UNREACHABLE)]);
-    assert!(without.take_word(carrier, b, word::EASY | word::UNREACHABLE).is_empty());
+    without.take_word(carrier, b, word::EASY | word::UNREACHABLE);
     let conn = crate::io::ConnId { slot: 1, generation: 1 };
     let origin = crate::mesh::wire::Address { node: 1, seat: crate::mesh::wire::Seat { shard: 0, conn } };
     let message = Record::Message { origin, from: 1, to: 2, id: 3, hops: 0, flags: 0, payload: b"" };
@@ -485,6 +487,71 @@ fn a_shard_without_a_link_holds_what_it_has_until_the_one_with_it_is_heard() {
     without.take_word(carrier, b, word::NO_PLACE);
     assert_eq!(without.queue(b, 0, &gone), Err(FarError::Unknown));
     assert!(without.news(9_000).1.is_empty(), "the control thread hears it from the shard with the link");
+}
+
+/// What a shard hands on of what waits, while there is room for so many records.
+fn handed_on(mesh: &mut Mesh, room: usize) -> Vec<(u16, NodeKey, Vec<u8>)> {
+    let mut handed = Vec::new();
+    mesh.hand_on_waiting(|carrier, node, record| {
+        let has_room = handed.len() < room;
+        if has_room {
+            handed.push((carrier, node, record.to_vec()));
+        }
+        has_room
+    });
+    handed
+}
+
+#[test]
+fn what_finds_no_room_at_the_shard_with_the_link_waits_in_its_order_within_a_bound() {
+    let b = key_of("b", 1);
+    let without = |shard: &u16| sharer(*shard).carrier_of(b).is_some();
+    let mut without = sharer((0..4).find(without).unwrap());
+    let carrier = without.carrier_of(b).unwrap();
+    without.take_word(carrier, b, word::EASY | word::UP);
+    assert!(without.is_easy(b));
+    let conn = crate::io::ConnId { slot: 1, generation: 1 };
+    let origin = crate::mesh::wire::Address { node: 1, seat: crate::mesh::wire::Seat { shard: 0, conn } };
+    let message = |id| Record::Message { origin, from: 1, to: 2, id, hops: 0, flags: 0, payload: &[7; 400] };
+    let gone = |user| Record::Gone { user, session: 1 };
+    // The first one found the mailbox full; there is room for the others, which do not overtake it.
+    assert_eq!(without.wait_for_room(b, &message(1)), Ok(Placed::Waits));
+    assert!(!without.is_easy(b) && without.has_waiting_for(b));
+    assert_eq!(without.queue(b, 0, &gone(2)), Ok(Placed::Waits));
+    let (mut sent, mut bytes) = (2, message(1).encoded_len() + gone(2).encoded_len());
+    let refused = loop {
+        match without.queue(b, 0, &message(sent + 1)) {
+            Ok(Placed::Waits) => (sent, bytes) = (sent + 1, bytes + message(1).encoded_len()),
+            other => break other,
+        }
+    };
+    assert_eq!(refused, Err(FarError::Full));
+    assert!(bytes <= 2_000 && bytes + message(1).encoded_len() > 2_000, "{bytes} bytes");
+    while without.queue(b, 0, &gone(sent + 1)).is_ok() {
+        (sent, bytes) = (sent + 1, bytes + gone(1).encoded_len());
+    }
+    assert!(bytes <= 4_000 && bytes + gone(1).encoded_len() > 4_000, "what answers has as much again: {bytes}");
+    assert_eq!((without.bytes(), without.carry_waits()), (bytes, sent));
+    let mut ids = Vec::new();
+    while without.has_waiting() {
+        for (to, node, record) in handed_on(&mut without, 3) {
+            assert_eq!((to, node), (carrier, b));
+            match Record::decode(&record) {
+                Ok(Some(Record::Message { id, .. })) => ids.push(id),
+                Ok(Some(Record::Gone { user, .. })) => ids.push(user),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(ids, (1..=sent).collect::<Vec<_>>());
+    assert_eq!((without.bytes(), without.is_easy(b)), (0, true));
+    assert_eq!(without.queue(b, 0, &gone(1)), Ok(Placed::Carried(carrier)));
+    // What still waits when the node leaves is given back.
+    assert_eq!(without.wait_for_room(b, &message(9)), Ok(Placed::Waits));
+    without.set_view(1, &routing("a", 1, &[("a", 1)]), 1);
+    assert_eq!(without.take_given_back(usize::MAX).len(), 1);
+    assert_eq!(handed_on(&mut without, 9), []);
+    assert!(!without.has_waiting());
 }
 
 #[test]
@@ -512,7 +579,7 @@ fn what_waits_for_word_of_a_node_that_leaves_is_given_back() {
 #[test]
 fn those_with_links_may_hold_what_the_others_do_not_need() {
     let budgets: usize = (0..4).map(|shard| sharer(shard).budget).sum();
-    assert_eq!(budgets, 4 * 60_000);
+    assert_eq!(budgets, 4 * (60_000 - 2 * 2_000), "but for what may wait at shards without links");
     assert_eq!(mesh("a", 0, 4).budget, 60_000);
 }
 

@@ -560,6 +560,13 @@ impl Crowd {
         }
     }
 
+    /// Messages to users that were answered with that outcome, and messages to live rooms.
+    pub(super) fn answered_with(&self, outcome: Outcome) -> (u64, u64) {
+        let to_users = self.ledger.iter().filter(|(_, message)| message.outcome == Some(outcome)).count();
+        let to_rooms = self.ledger.rooms.messages.values().filter(|message| message.outcome == Some(outcome));
+        (to_users as u64, to_rooms.count() as u64)
+    }
+
     /// Panics unless each message written in calm by a session that lasted has reached every session that lasted.
     /// Returns how many had to.
     pub(super) fn check_calm(&self, calm: impl Fn(u64) -> bool) -> u64 {

@@ -768,6 +768,12 @@ impl Fleet {
         self.stop(number, false);
     }
 
+    /// Something happens to the cluster now.
+    pub(super) fn trouble(&mut self, trouble: Trouble) {
+        let now_us = self.now_us();
+        self.begin(now_us, trouble);
+    }
+
     /// From now on Redis loses no answer, so that nodes have nothing to ask each other.
     pub(super) fn calm_redis(&mut self) {
         self.redis.sound = true;

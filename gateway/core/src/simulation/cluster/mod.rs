@@ -30,6 +30,7 @@ mod crowd;
 mod fleet;
 mod groups;
 mod inboxes;
+mod leaving;
 mod ledger;
 mod pulse;
 mod pushes;

@@ -89,7 +89,7 @@ pub(super) struct Scenario {
 impl Scenario {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x00C1_0573);
-        let limits = Limits {
+        let mut limits = Limits {
             connections_max: 1_000,
             login_timeout_ms: rng.within(3_000, 5_000),
             heartbeat_secs_min: 1,
@@ -136,6 +136,10 @@ impl Scenario {
         // What the choice of one number does not change for the others' sake.
         let mut links_rng = Rng::new(seed ^ 0x0011_4E55);
         nodes.iter_mut().for_each(|node| node.mesh_links = *links_rng.pick(&[0, 1, 1, 1, 2, 2, 4]));
+        if links_rng.chance(300) {
+            // So many that there are two large ones for links.
+            limits.recv_buffers = 256;
+        }
         let active_ms = rng.within(6_000, 14_000);
         // A node that joins later; the first one is there from the beginning.
         if rng.chance(300) {
