@@ -20,7 +20,7 @@ use trunkline_gateway::startup::StartupError;
 use trunkline_gateway::store::{Tool, ToolError, has_groups, open, open_groups, redis_settings, store_limits};
 use trunkline_router::http::{NewKey, Scope};
 use trunkline_router::log;
-use trunkline_store::Store;
+use trunkline_store::{Imported, Store};
 
 /// Shards allocate and free small buffers all the time, and each only its own: what this allocator is made for.
 #[global_allocator]
@@ -155,6 +155,7 @@ fn store(action: StoreAction, config: &Config) -> Result<(), Failure> {
     }
     let mut store = open(folder, limits)?;
     let mut groups = with_groups.then(open_groups).transpose()?;
+    let mut imported = Imported::default();
     match action {
         StoreAction::Check => {
             let checked = store.check().map_err(of_store)?;
@@ -172,7 +173,7 @@ fn store(action: StoreAction, config: &Config) -> Result<(), Failure> {
             out.flush()?;
         }
         StoreAction::Import => {
-            let imported = store.import_with(groups.as_mut(), &mut io::stdin().lock()).map_err(of_store)?;
+            imported = store.import_with(groups.as_mut(), &mut io::stdin().lock()).map_err(of_store)?;
             print(&format!("{}\n", serde_json::to_string_pretty(&imported).map_err(io::Error::from)?))?;
         }
     }
@@ -180,7 +181,19 @@ fn store(action: StoreAction, config: &Config) -> Result<(), Failure> {
     if let Some(groups) = groups {
         groups.into_logs().close();
     }
-    Ok(())
+    all_taken(&imported)
+}
+
+/// # Errors
+/// Where messages of an import found no room.
+fn all_taken(imported: &Imported) -> Result<(), Failure> {
+    match imported.refused {
+        0 => Ok(()),
+        refused => Err(Failure::Other(format!(
+            "{refused} messages were not taken, for want of room in their inboxes or groups: raise the limits \
+             (--inbox-messages-max, --inbox-bytes-max, --group-messages-max) and import the same once more"
+        ))),
+    }
 }
 
 /// The store that the nodes of a cluster share, which they may go on using.
@@ -213,6 +226,7 @@ fn store_in_redis(
             StoreAction::Import => {
                 let imported = tool.import(&mut io::stdin().lock()).await.map_err(failed)?;
                 print(&format!("{}\n", serde_json::to_string_pretty(&imported).map_err(io::Error::from)?))?;
+                all_taken(&imported)?;
             }
         }
         Ok(())

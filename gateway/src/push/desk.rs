@@ -8,7 +8,7 @@ use super::broadcasts::{Begun as BroadcastBegun, Broadcasts, NotBegun, Progress}
 use super::ledger::{Ledger, Settled, Standing};
 use super::rates::Rates;
 use super::request::{OnItsWay, Push, Target};
-use super::window::{At, Found, Name, Window};
+use super::window::{At, Found, Name, Window, is_for_again};
 use crate::broadcast::{Spec, Word};
 use crate::groups::group_home;
 use crate::limits::Limits;
@@ -140,6 +140,7 @@ impl Desk {
         }
         let at = standing.map_or(At::Open(token), At::Over);
         if let Some(name) = name
+            && !standing.as_ref().is_some_and(is_for_again)
             && self.window.note(name, said, at, now_ms)
         {
             self.stats[0].limit_push_keys.add(1);
@@ -513,11 +514,15 @@ mod tests {
         // User 1 has had its two of this second.
         let Ok(At::Over(standing)) = world.desk.begin(push(&[1]), "", None, 999) else { panic!("refused at once") };
         assert_eq!((standing.counts.of(Outcome::Overloaded), standing.pending), (1, 0));
-        open(world.desk.begin(push(&[1]), "", None, 1_000));
+        // With a key it is carried out when it comes again, for nobody had it.
+        let again = |world: &mut World, now_ms| world.desk.begin(push(&[1]), "", Some("key"), now_ms);
+        assert!(matches!(again(&mut world, 999), Ok(At::Over(_))));
+        open(again(&mut world, 1_000));
+        assert_eq!(world.sum(|stats| &stats.pushes_http_repeated), 0);
         let caller = CallerKey { id: "a".to_owned(), scopes: None, limits: Default::default() };
         assert!(world.desk.take_for_key(&caller, 100, 0) && !world.desk.take_for_key(&caller, 1, 0));
         assert_eq!(world.sum(|stats| &stats.limit_pushes_open), 1);
-        assert_eq!(world.sum(|stats| &stats.limit_pushes_user), 1);
+        assert_eq!(world.sum(|stats| &stats.limit_pushes_user), 2);
         assert_eq!(world.sum(|stats| &stats.limit_pushes_key), 1);
         world.assert_books();
     }

@@ -4,6 +4,7 @@
 use super::ledger::Standing;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
+use trunkline_proto::Outcome;
 
 /// How long a key is remembered.
 pub(super) const WINDOW_MS: u64 = 300_000;
@@ -22,6 +23,7 @@ struct Known {
     /// What it said.
     said: [u8; 16],
     at: At,
+    noted_ms: u64,
 }
 
 /// Where a push is that was asked for before.
@@ -42,6 +44,12 @@ pub(super) enum Found {
     Again(At),
     /// Something else was asked for under this key.
     Other,
+}
+
+/// Whether a push is to be carried out again when it comes again, because a limit has kept it from somebody. The homes
+/// of those who have it know it by its id.
+pub(super) fn is_for_again(standing: &Standing) -> bool {
+    standing.counts.of(Outcome::Overloaded) > 0
 }
 
 /// The keys of the last minutes.
@@ -77,21 +85,28 @@ impl Window {
         if let At::Open(token) = at {
             self.open.insert(token, name);
         }
-        self.known.insert(name, Known { said, at });
+        self.known.insert(name, Known { said, at, noted_ms: now_ms });
         is_full
     }
 
-    /// A push has come to its end.
+    /// A push has come to its end. One that may be carried out again is forgotten.
     pub(super) fn ended(&mut self, token: u32, standing: Standing) {
         let Some(name) = self.open.remove(&token) else { return };
+        if is_for_again(&standing) {
+            self.known.remove(&name);
+        }
         if let Some(known) = self.known.get_mut(&name).filter(|known| known.at == At::Open(token)) {
             known.at = At::Over(standing);
         }
     }
 
     fn forget_oldest(&mut self) {
-        let Some((_, name)) = self.noted.pop_front() else { return };
-        if let Some(Known { at: At::Open(token), .. }) = self.known.remove(&name) {
+        let Some((then_ms, name)) = self.noted.pop_front() else { return };
+        // It may have been forgotten, and noted anew.
+        let known = self.known.get(&name).filter(|known| known.noted_ms == then_ms).copied();
+        let Some(Known { at, .. }) = known else { return };
+        self.known.remove(&name);
+        if let At::Open(token) = at {
             self.open.remove(&token);
         }
     }
@@ -132,6 +147,21 @@ mod tests {
         window.note(name(2), SAID, At::Open(5), WINDOW_MS);
         window.ended(5, Standing::default());
         assert_eq!(window.find(&name(2), &SAID, WINDOW_MS), Found::Again(At::Over(Standing::default())));
+    }
+
+    #[test]
+    fn one_that_found_no_room_may_be_carried_out_again_and_is_remembered_as_long_then() {
+        let mut window = Window::default();
+        window.note(name(1), SAID, At::Open(5), 0);
+        let mut standing = Standing::default();
+        standing.counts.add(Outcome::Overloaded);
+        window.ended(5, standing);
+        assert_eq!(window.find(&name(1), &SAID, 1), Found::New);
+        window.note(name(1), SAID, At::Open(6), WINDOW_MS - 1);
+        window.ended(6, Standing::default());
+        assert_eq!(window.find(&name(1), &SAID, WINDOW_MS), Found::Again(At::Over(Standing::default())));
+        assert_eq!(window.find(&name(1), &SAID, 2 * WINDOW_MS), Found::New);
+        assert!(window.known.is_empty() && window.open.is_empty() && window.noted.is_empty());
     }
 
     #[test]
