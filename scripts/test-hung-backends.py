@@ -205,7 +205,7 @@ class Round:
         cluster_secret.write_text(os.urandom(32).hex())
         cluster_secret.chmod(0o600)
         command += ["--node", "hung", "--redis", f"redis-cluster://127.0.0.1:{self.redis.port}"]
-        command += ["--lease-secs", str(LEASE_S)]
+        command += ["--lease-secs", str(LEASE_S), "--advertise", "hung.example.org:7700"]
         command += ["--mesh", f"127.0.0.1:{free_ports(1)[0]}", "--cluster-secret-file", str(cluster_secret)]
         command += ["--upstream-bytes-max", str(UPSTREAM_BYTES), "--webhook-bytes-max", str(HOOK_BYTES)]
         # Shard and services thread share a core: that is where a back-end could be felt most.
