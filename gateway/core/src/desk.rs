@@ -116,9 +116,11 @@ impl UserDesk {
         self.readers.iter_mut().find(|reader| reader.session == session)
     }
 
-    /// Whether a registered device may be offline.
+    /// Whether a registered device may be offline. One that waits for the store to say where it stands is not counted:
+    /// the number of those that are registered may be of before.
     pub(crate) fn has_absent(&self) -> bool {
-        self.registered.is_none_or(|registered| registered as usize > self.readers.len())
+        let online = self.readers.iter().filter(|reader| reader.device != 0).count();
+        self.registered.is_none_or(|registered| registered as usize > online)
     }
 }
 

@@ -299,7 +299,12 @@ impl Shard {
         let Unacked { origin, from, id, told, queued, .. } = message;
         if told {
             self.links.stats.copies_given_up.add(1);
-            return self.tell_gap(user, stamp, queued);
+            let known = self.desk.as_ref().and_then(|desk| desk.duplicates.find(from, id, user));
+            // To a sender who was told that the store is late nothing was promised.
+            if known != Some((stamp, Known::Open)) {
+                self.tell_gap(user, stamp, queued);
+            }
+            return;
         }
         if let Some(desk) = &mut self.desk {
             desk.duplicates.forget(from, id, user);

@@ -73,7 +73,7 @@ fn a_clock_that_runs_ahead_of_the_time_that_passes_empties_no_inbox_and_forgets_
     uptime.pass(small().message_age_ms_max);
     hands.pass(small().message_age_ms_max);
     assert_eq!(page(&mut store, 1, 0).records.len(), 0);
-    uptime.pass(400 * DAY_MS);
+    uptime.pass(500 * DAY_MS);
     hands.pass(small().device_unseen_ms_max);
     store.tick();
     assert_eq!((open_device(&mut store, 1, "phone").known, ahead(&store)), (false, 0));
