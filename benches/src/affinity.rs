@@ -50,9 +50,9 @@ mod tests {
     #[test]
     fn a_thread_that_a_pinned_one_starts_is_pinned_to_its_own_core() {
         let last = cores().len() - 1;
-        let started = || {
+        let started = move || {
             pin(0).expect("there is one");
-            let pinned = || pin(last).map(|()| core_affinity::get_core_ids().expect("Linux tells"));
+            let pinned = move || pin(last).map(|()| core_affinity::get_core_ids().expect("Linux tells"));
             thread::spawn(pinned).join().expect("it does not panic").expect("there is one")
         };
         let cores_of_it = thread::spawn(started).join().expect("it does not panic");
