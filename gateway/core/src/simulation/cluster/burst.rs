@@ -37,6 +37,14 @@ impl Run {
         }
         self.run_for(PROOF_MS);
     }
+
+    fn check_nothing_refused_on_the_way_out(&mut self) {
+        // Until the last answer that was lost is given up.
+        self.run_for(30_000);
+        self.crowd.check_answered();
+        assert!(self.sum(|stats| stats.mesh_carry_waits.get()) > 0, "nothing had to wait");
+        assert_eq!(self.sum(|stats| stats.limit_mesh.get() + stats.mesh_carries_refused.get()), 0);
+    }
 }
 
 #[test]
@@ -56,14 +64,13 @@ fn a_burst_to_readers_behind_64_shards_is_not_lost() {
     }
 }
 
-/// Copies for guests have no sender who could wait: they do so themselves.
+/// Copies for guests have no sender who could wait: they do so themselves. What comes over the link for other shards
+/// finds their mailboxes as small, and may be refused there.
 #[test]
-fn what_finds_no_room_on_its_way_to_the_shard_with_the_link_waits_and_is_not_lost() {
+fn what_finds_no_room_on_its_way_to_the_shard_with_the_link_waits_and_is_not_refused() {
     let mut run = quiet(2, 4, 1, |limits| limits.mailbox_bytes_max = 16 << 10);
     run.burst();
-    run.crowd.check_proof();
-    assert!(run.sum(|stats| stats.mesh_carry_waits.get()) > 0, "nothing had to wait");
-    assert_eq!(run.sum(|stats| stats.limit_mailbox.get() + stats.limit_mesh.get()), 0);
+    run.check_nothing_refused_on_the_way_out();
 }
 
 #[test]
@@ -82,7 +89,7 @@ fn who_is_refused_because_too_much_waits_is_told() {
 
 /// The same of messages to live rooms, which come to the room's shard of their node first.
 #[test]
-fn what_finds_no_room_on_its_way_to_a_room_waits_and_is_not_lost() {
+fn what_finds_no_room_on_its_way_to_a_room_waits_and_is_not_refused() {
     let mut scenario = Scenario::quiet(2, 4, MESH_PROTOCOL);
     scenario.nodes.iter_mut().for_each(|node| node.mesh_links = 1);
     scenario.users = (1..=24).collect();
@@ -96,9 +103,7 @@ fn what_finds_no_room_on_its_way_to_a_room_waits_and_is_not_lost() {
     for _ in 0..40 {
         run.crowd.prove_rooms();
     }
-    run.run_for(PROOF_MS);
-    assert!(run.crowd.check_rooms_proof() > 0, "nobody is in a room with somebody else");
-    assert!(run.sum(|stats| stats.mesh_carry_waits.get()) > 0, "nothing had to wait");
+    run.check_nothing_refused_on_the_way_out();
 }
 
 /// Two links of each shard are read into two large buffers, which one of them fills several times over. Returns how
@@ -110,12 +115,11 @@ fn starved_most() -> u64 {
     run.world.borrow().tally.starved_most
 }
 
+/// A link that found none is read first in the next turn: what it waits for is only what the other one was given just
+/// before.
 #[test]
-fn of_links_that_share_the_large_receive_buffers_none_comes_away_with_nothing_twice() {
-    assert_eq!(starved_most(), 1);
-}
-
-#[test]
-fn a_link_that_found_no_buffer_and_is_read_last_is_caught() {
-    assert!(with_planted(Bug::StarvedLast, starved_most) > 1);
+fn of_links_that_share_the_large_receive_buffers_none_takes_them_all_again_and_again() {
+    let (fair, unfair) = (starved_most(), with_planted(Bug::StarvedLast, starved_most));
+    println!("{fair} times one after the other, and {unfair} if it is read last");
+    assert!(fair > 0 && 2 * fair < unfair, "{fair} and {unfair}");
 }
