@@ -441,16 +441,10 @@ impl StoreWatch {
         if let Some(groups) = &self.groups {
             write_groups(exposition, groups);
         }
-        let sync = match of(&self.stats.sync) {
-            0 => None,
-            1 => Some("master"),
-            2 => Some("replica"),
-            _ => Some("aof"),
-        };
-        if let Some(sync) = sync {
-            let help = "1; what of Redis has a message before it counts as stored.";
-            exposition.name("trunkline_store_sync", StatType::Gauge, help);
-            exposition.sample(&[("sync", &sync)], 1);
+        let help = "1 for what of Redis has to have a message before it counts as stored.";
+        exposition.name("trunkline_store_sync", StatType::Gauge, help);
+        for (number, sync) in [(1, "master"), (2, "replica"), (3, "aof")] {
+            exposition.sample(&[("sync", &sync)], u64::from(of(&self.stats.sync) == number));
         }
         exposition.name("trunkline_store_refused_total", StatType::Counter, "Requests refused, by why.");
         for refusal in Refusal::ALL {
