@@ -160,6 +160,7 @@ impl Cluster {
             https: http.tls,
             turns: 0,
             view: 0,
+            silent: String::new(),
         };
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;
         let mut agent = Agent::new(record, config.lease_ms, config.beat().as_millis() as u64);

@@ -10,6 +10,7 @@
 //! | [`Membership`] | what is the view after this poll, this silence, this loss? |
 //! | [`Lease`] | may this node serve, or has it to assume that others took over? |
 
+mod fnv;
 mod lease;
 mod node_state;
 mod record;
@@ -20,7 +21,8 @@ mod view;
 pub use lease::{Fenced, Lease, Renewal, promise_ms, proof_ms};
 pub use node_state::{NodeState, STATE_BYTES_MAX, StateWord};
 pub use record::{
-    NodeRecord, REACH_MAX, RECORD_BYTES_MAX, Reach, RecordError, SHARDS_MAX, ZONE_CHARS_MAX, check_name, is_zone,
+    NodeRecord, REACH_MAX, RECORD_BYTES_MAX, Reach, RecordError, SHARDS_MAX, SILENT_MAX, ZONE_CHARS_MAX, check_name,
+    is_zone,
 };
 pub use state::{Membership, Outage};
 pub use view::View;

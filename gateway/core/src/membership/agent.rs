@@ -11,7 +11,7 @@ use crate::mesh_news::{LinkWord, MeshNews};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use trunkline_router_core::membership::Renewal;
-use trunkline_router_core::membership::{NodeRecord, NodeState, Outage, REACH_MAX, Reach, View};
+use trunkline_router_core::membership::{NodeRecord, NodeState, Outage, Reach, View};
 
 /// What is asked of Redis.
 #[derive(Clone, Debug)]
@@ -187,11 +187,7 @@ impl Agent {
 
     /// What the node says about itself and others now.
     pub fn record(&self) -> NodeRecord {
-        let mut reach = self.record.reach.clone().unwrap_or_default();
-        reach.extend(self.silent.iter().cloned());
-        reach.truncate(REACH_MAX);
-        NodeRecord {
-            reach: Some(reach),
+        let mut record = NodeRecord {
             incarnation: self.heart.incarnation(),
             // A node that is fenced begins a new life with the incarnation it asks for.
             life: if self.heart.fenced().is_some() { 0 } else { self.heart.life() },
@@ -199,7 +195,10 @@ impl Agent {
             turns: self.heart.turns(),
             view: self.told.map_or(0, |(digest, ..)| digest),
             ..self.record.clone()
-        }
+        };
+        record.set_silent(&self.silent);
+        record.trim();
+        record
     }
 
     /// What it says from now on apart from incarnation, life and state.

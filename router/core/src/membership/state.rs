@@ -2,7 +2,7 @@
 
 use super::lease::promise_ms;
 use super::node_state::NodeState;
-use super::record::{NodeRecord, Reach};
+use super::record::{NodeRecord, Reach, mark};
 use super::seen::Seen;
 use super::view::{self, View};
 use std::collections::btree_map::Entry;
@@ -449,13 +449,7 @@ impl Membership {
     }
 
     fn members(&self, now_ms: u64, with_dead: bool) -> Vec<NodeRecord> {
-        let counted = self.counted(now_ms, with_dead);
-        let cut = quarantined(&counted);
-        let mut members: Vec<NodeRecord> = counted.into_iter().cloned().collect();
-        for at in cut {
-            members[at].state = NodeState::Joining;
-        }
-        members
+        out_of_quarantine(&self.counted(now_ms, with_dead))
     }
 
     fn counted(&self, now_ms: u64, with_dead: bool) -> Vec<&NodeRecord> {
@@ -498,31 +492,45 @@ impl Membership {
     }
 }
 
+/// These with those in quarantine as nodes that have not become active yet.
+fn out_of_quarantine(counted: &[&NodeRecord]) -> Vec<NodeRecord> {
+    let mut members: Vec<NodeRecord> = counted.iter().map(|record| (*record).clone()).collect();
+    for at in quarantined(counted) {
+        members[at].state = NodeState::Joining;
+    }
+    members
+}
+
 /// Those that most of the others do not reach, and that are to be out of the ring; see [`Membership`].
 fn quarantined(members: &[&NodeRecord]) -> Vec<usize> {
     let says = |record: &NodeRecord| record.state == NodeState::Active && record.reach.is_some();
-    // How many say so of whom. Mostly nobody does.
-    let mut misses: BTreeMap<(&str, u64), usize> = BTreeMap::new();
-    for judge in members.iter().filter(|record| says(record)) {
-        let mut missed: Vec<(&str, u64)> = Vec::new();
-        for reach in judge.reach.iter().flatten().filter(|reach| !reach.ok && reach.name != judge.name) {
-            let whom = (reach.name.as_str(), reach.incarnation);
-            if !missed.contains(&whom) {
-                missed.push(whom);
-            }
-        }
-        missed.into_iter().for_each(|whom| *misses.entry(whom).or_default() += 1);
-    }
-    if misses.is_empty() {
+    let misses_some = |record: &NodeRecord| {
+        says(record) && (!record.silent.is_empty() || record.reach.iter().flatten().any(|reach| !reach.ok))
+    };
+    // Mostly nobody does.
+    if !members.iter().any(|record| misses_some(record)) {
         return Vec::new();
+    }
+    let marks = members.iter().enumerate().map(|(at, member)| (mark(&member.name, member.incarnation), at));
+    let places: HashMap<u64, usize> = marks.collect();
+    // How many say so of whom.
+    let mut misses = vec![0_usize; members.len()];
+    for (own, judge) in members.iter().enumerate().filter(|(_, record)| misses_some(record)) {
+        let found = judge.reach.iter().flatten().filter(|reach| !reach.ok);
+        let found = found.map(|reach| mark(&reach.name, reach.incarnation));
+        let missed = found.chain(judge.silent_marks()).filter_map(|mark| places.get(&mark).copied());
+        let mut missed: Vec<usize> = missed.filter(|at| *at != own).collect();
+        missed.sort_unstable();
+        missed.dedup();
+        missed.into_iter().for_each(|at| misses[at] += 1);
     }
     let active = members.iter().filter(|member| member.state == NodeState::Active).count();
     let judges = members.iter().filter(|record| says(record)).count();
-    let is_cut = |record: &NodeRecord| {
+    let is_cut = |at: usize| {
+        let (record, miss) = (members[at], misses[at]);
         let others = judges - usize::from(says(record));
-        let miss = misses.get(&(record.name.as_str(), record.incarnation)).copied().unwrap_or(0);
         record.state == NodeState::Active && miss >= 2 && 2 * miss > others
     };
-    let cut: Vec<usize> = (0..members.len()).filter(|at| is_cut(members[*at])).collect();
+    let cut: Vec<usize> = (0..members.len()).filter(|at| is_cut(*at)).collect();
     if 2 * cut.len() < active { cut } else { Vec::new() }
 }

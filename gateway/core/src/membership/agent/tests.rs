@@ -35,6 +35,7 @@ fn record(name: &str) -> NodeRecord {
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
     }
 }
 

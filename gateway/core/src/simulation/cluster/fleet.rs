@@ -396,6 +396,7 @@ impl Fleet {
             https: false,
             turns: 0,
             view: 0,
+            silent: String::new(),
             state: NodeState::Joining,
             weight,
             shards: shards.into(),
