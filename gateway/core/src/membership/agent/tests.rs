@@ -3,6 +3,7 @@
 use super::*;
 use crate::mesh_news::LinkNews;
 use std::collections::{BTreeMap, BTreeSet};
+use trunkline_router_core::membership::Membership;
 
 const LEASE_MS: u64 = 5_000;
 const BEAT_MS: u64 = 1_000;
@@ -55,6 +56,8 @@ struct Trial {
     unlinked: BTreeSet<String>,
     paused: BTreeSet<String>,
     dead: BTreeSet<String>,
+    /// A process that only watches, and polls once a second.
+    watcher: Option<Membership>,
     /// A node comes into the ring or leaves it in order: while the others learn of it, messages wait (see
     /// `core/moves.rs`), and two views are no two homes.
     hands_over: bool,
@@ -142,6 +145,11 @@ impl Trial {
             for name in &names {
                 self.step(name, &names);
             }
+            let now_ms = self.now_ms;
+            if let Some(watcher) = self.watcher.as_mut().filter(|_| now_ms.is_multiple_of(1_000)) {
+                let live = self.leases.values().filter(|(_, until_ms)| *until_ms > now_ms);
+                watcher.polled(now_ms, live.map(|(record, _)| record.clone()).collect());
+            }
             self.check();
         }
     }
@@ -201,9 +209,17 @@ impl Trial {
         !stopped && self.now_ms < self.agents[name].heart().serve_until_ms()
     }
 
+    /// The ring of who only watches.
+    fn watched(&self) -> Vec<String> {
+        names_of(&self.watcher.as_ref().unwrap().view())
+    }
+
+    fn kept(&self) -> Vec<&str> {
+        self.watcher.as_ref().unwrap().kept().collect()
+    }
+
     fn ring(&self, name: &str) -> Vec<String> {
-        let ring = self.agents[name].heart().view().ring.clone();
-        ring.map_or(Vec::new(), |ring| ring.nodes().iter().map(|node| node.name().to_owned()).collect())
+        names_of(&self.agents[name].heart().view())
     }
 
     /// No two agents that may serve are at home for one user, unless that is what was asked for.
@@ -228,6 +244,11 @@ impl Trial {
             assert_eq!(self.ring(name), names, "the ring at {name}");
         }
     }
+}
+
+/// The homes of a view.
+fn names_of(view: &View) -> Vec<String> {
+    view.ring.as_ref().map_or(Vec::new(), |ring| ring.nodes().iter().map(|node| node.name().to_owned()).collect())
 }
 
 fn set(names: &[&str]) -> BTreeSet<String> {
@@ -496,4 +517,37 @@ fn a_node_whose_shard_stands_lets_its_lease_go() {
     trial.agents.get_mut("a").unwrap().set_stands(false);
     trial.run(2 * LEASE_MS);
     trial.check_all_serve(&["a", "b"]);
+}
+
+/// One master of Redis refuses writes, or all do, and leases run out one by one.
+#[test]
+fn who_only_watches_keeps_whom_the_nodes_keep() {
+    let nodes = &["a", "b", "c"];
+    for read_only in [false, true] {
+        let mut trial = Trial::of(nodes);
+        trial.watcher = Some(Membership::new(None, LEASE_MS));
+        trial.run(3 * BEAT_MS);
+        assert_eq!((trial.watched(), trial.kept()), (trial.ring("a"), vec![]));
+        if read_only {
+            trial.read_only = true;
+            for (name, early_ms) in [("a", 3_000), ("b", 1_500)] {
+                trial.leases.get_mut(name).unwrap().1 -= early_ms;
+            }
+        } else {
+            trial.refused = set(&["a"]);
+        }
+        for second in 0..40 {
+            trial.run(1_000);
+            assert_eq!(trial.watched(), nodes, "after {second} s, all masters: {read_only}");
+        }
+        assert_eq!(trial.kept(), if read_only { vec!["a", "b", "c"] } else { vec!["a"] });
+        (trial.read_only, trial.refused) = (false, BTreeSet::new());
+        trial.run(LEASE_MS);
+        assert!(trial.kept().is_empty());
+        // A node that has ended goes as soon as the others work without it.
+        trial.dead = set(&["c"]);
+        trial.run(LEASE_MS + 4 * BEAT_MS);
+        assert_eq!((trial.watched(), trial.kept()), (trial.ring("a"), vec![]));
+        assert_eq!(trial.watched(), ["a", "b"]);
+    }
 }
