@@ -101,6 +101,19 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
              with the next beat.",
             status.refused.memos,
         ),
+        (
+            "trunkline_cluster_memos_too_long_total",
+            Counter,
+            "Words to the control threads of other nodes that were not sent because they were longer than 1 MiB.",
+            status.refused.memos_too_long,
+        ),
+        (
+            "trunkline_cluster_calls_refused_total",
+            Counter,
+            "Calls at nodes that were here before this one began that were not made because 512 were under way; the \
+             next beat makes them.",
+            status.refused.calls,
+        ),
         ("trunkline_redis_commands_total", Counter, "Commands sent to Redis, scripts included.", redis.commands),
         (
             "trunkline_redis_command_errors_total",
@@ -131,6 +144,12 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             Counter,
             "Names this node has taken off the list of nodes because it was full.",
             redis.names_dropped,
+        ),
+        (
+            "trunkline_cluster_past_names_dropped_total",
+            Counter,
+            "Names this node has taken off the list of nodes that were here within the day because it was full, 2,048.",
+            redis.past_names_dropped,
         ),
         ("trunkline_presence_queued", Gauge, "Presence writes that wait for Redis or are on their way.", redis.queued),
         ("trunkline_presence_queued_bytes", Gauge, "Memory of the presence writes that wait.", redis.queued_bytes),

@@ -93,6 +93,10 @@ pub struct Refused {
     pub probes: u64,
     /// Words to other nodes that found no room at a shard.
     pub memos: u64,
+    /// Words to other nodes that were longer than any node takes.
+    pub memos_too_long: u64,
+    /// Calls at nodes that were here before this one, which began.
+    pub calls: u64,
 }
 
 /// Whether Redis works.

@@ -79,7 +79,7 @@ enum Answer {
         holder: Option<String>,
     },
     Compared(Compared),
-    /// The names of nodes that were there within the hour.
+    /// The names of nodes that were there within the day.
     Listed(Result<Vec<(String, String)>, PlaneError>),
     /// Presence was written for a node.
     WroteFor {
@@ -143,7 +143,7 @@ pub(super) struct Task {
     asks_admission: Option<oneshot::Sender<()>>,
     admitted: bool,
     waits: Option<String>,
-    /// Whether it is known which nodes were there within the hour when this one asked to be let in, and whether they
+    /// Whether it is known which nodes were there within the day when this one asked to be let in, and whether they
     /// were asked for.
     listed: bool,
     listing: bool,
@@ -382,8 +382,9 @@ impl Task {
     /// Has a peer write presence. Without one the writer finds out by itself, and tries again.
     fn write_through(&mut self, pipeline: Through) {
         let Some((node, life)) = self.agent.writes_through(now_ms()) else { return };
-        if let Some(body) = self.relayed.ask(pipeline, Instant::now()) {
-            self.send_memo(node, life, body);
+        match self.relayed.ask(pipeline, Instant::now()) {
+            Some(body) => self.send_memo(node, life, body),
+            None => self.refused.memos_too_long += 1,
         }
     }
 
@@ -502,8 +503,9 @@ impl Task {
             Answer::Listed(Err(_)) => self.listing = false,
             Answer::WroteFor { node, life, memo } => {
                 self.favours = self.favours.saturating_sub(1);
-                if let Some(body) = memo.encode() {
-                    self.send_memo(node, life, body);
+                match memo.encode() {
+                    Some(body) => self.send_memo(node, life, body),
+                    None => self.refused.memos_too_long += 1,
                 }
             }
             Answer::Probed { node, life, sent_ms, refused } => {
@@ -632,6 +634,8 @@ impl Task {
         let members = [NodeState::Joining, NodeState::Active, NodeState::Draining].map(|state| {
             (state_word(state), view.members.iter().filter(|member| member.state == state).count() as u64)
         });
+        let mut refused = Refused { calls: self.prober.calls_refused(), ..self.refused };
+        refused.memos_too_long += self.agent.memos_too_long();
         let status = ClusterStatus {
             state: state_word(self.agent.heart().state()),
             fenced: self.agent.heart().fenced(),
@@ -656,7 +660,7 @@ impl Task {
             rivals_dropped: self.rivals_dropped.load(Ordering::Relaxed),
             differs,
             flaps: self.agent.flaps(),
-            refused: self.refused,
+            refused,
             links_missing: self.shards.stats.iter().map(|stats| stats.mesh_links_missing.get()).sum(),
         };
         let life = self.agent.heart().life();

@@ -26,3 +26,8 @@ pub use record::{
 };
 pub use state::{Membership, Outage};
 pub use view::View;
+
+/// How long Redis remembers that a node was here after its lease has ended, in milliseconds: a day. Nodes that do not
+/// reach Redis serve on without it for as long as that takes; one that begins within this time learns that they may,
+/// and calls at them before it is anybody's home.
+pub const REMEMBERED_MS: u64 = 24 * 3_600 * 1_000;

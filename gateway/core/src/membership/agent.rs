@@ -129,6 +129,8 @@ pub struct Agent {
     serves_alone: bool,
     /// Peers whose lease is just being renewed for them.
     favours: BTreeSet<String>,
+    /// Words to peers that were longer than any node takes.
+    memos_too_long: u64,
     actions: VecDeque<Action>,
 }
 
@@ -159,6 +161,7 @@ impl Agent {
             sight: Sight::default(),
             serves_alone: false,
             favours: BTreeSet::new(),
+            memos_too_long: 0,
             actions: VecDeque::new(),
         }
     }
@@ -230,7 +233,7 @@ impl Agent {
         for (name, mesh) in ghosts.iter().filter(|(name, _)| *name != self.record.name) {
             self.elders.add(now_ms, name, mesh);
         }
-        self.call_elders();
+        self.call_elders(now_ms);
     }
 
     /// Takes note of who is active while this node is not.
@@ -242,9 +245,10 @@ impl Agent {
         self.actions.extend(new.into_iter().map(|(node, mesh)| Action::Call { node, mesh }));
     }
 
-    fn call_elders(&mut self) {
+    fn call_elders(&mut self, now_ms: u64) {
         if !self.was_active {
-            self.actions.extend(self.elders.calls().map(|(node, mesh)| Action::Call { node, mesh }));
+            let calls = self.elders.calls(now_ms).into_iter();
+            self.actions.extend(calls.map(|(node, mesh)| Action::Call { node, mesh }));
         }
     }
 
@@ -256,7 +260,7 @@ impl Agent {
         let others = view.members.iter().filter(|member| member.name != self.record.name);
         let active = others.filter(|member| member.state == NodeState::Active);
         self.elders.begin(now_ms, active.map(|member| (&*member.name, &*member.mesh)));
-        self.call_elders();
+        self.call_elders(now_ms);
     }
 
     /// It is active again after a fence, if nobody is waited for.
@@ -384,7 +388,7 @@ impl Agent {
                 self.ask_lease(now_ms);
             }
             self.poll(now_ms);
-            self.call_elders();
+            self.call_elders(now_ms);
             if self.lacks_redis(now_ms) && !fenced && !self.stands {
                 self.ask_peers(now_ms);
                 self.probe_the_silent(now_ms);
@@ -421,7 +425,7 @@ impl Agent {
         self.peers.asks(number, now_ms, record.state);
         let restore = self.heart.ask(now_ms) == Ask::Restore;
         let (digest, _) = self.heart.told(now_ms);
-        let Some(body) = (Memo::Ask { number, record: Box::new(record), restore, digest }).encode() else { return };
+        let Some(body) = self.encode(&Memo::Ask { number, record: Box::new(record), restore, digest }) else { return };
         let fresh_ms = now_ms.saturating_sub(3 * self.beat_ms);
         let served = self.heart.held_sent_ms().min(self.heart.viewed_ms()) >= fresh_ms;
         let helper = self.helper(now_ms).filter(|_| served).map(str::to_owned);
@@ -551,9 +555,21 @@ impl Agent {
     }
 
     fn send(&mut self, node: &str, life: u64, memo: &Memo) {
-        if let Some(body) = memo.encode() {
+        if let Some(body) = self.encode(memo) {
             self.actions.push_back(Action::Send { node: node.to_owned(), life, body });
         }
+    }
+
+    /// As bytes; what is longer than any node takes is dropped and counted.
+    fn encode(&mut self, memo: &Memo) -> Option<Vec<u8>> {
+        let body = memo.encode();
+        self.memos_too_long += u64::from(body.is_none());
+        body
+    }
+
+    /// Words to peers that were not sent because they were longer than any node takes.
+    pub fn memos_too_long(&self) -> u64 {
+        self.memos_too_long
     }
 
     /// Redis was asked to renew the lease of a peer.

@@ -769,6 +769,11 @@ impl Fleet {
         self.stop(number, false);
     }
 
+    /// Redis remembers for so long who was here.
+    pub(super) fn redis_remembers(&mut self, ms: u64) {
+        self.redis.remembers_ms = ms;
+    }
+
     /// From now on Redis loses no answer, so that nodes have nothing to ask each other.
     pub(super) fn calm_redis(&mut self) {
         self.redis.sound = true;
