@@ -82,6 +82,12 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             status.differs.as_ref().map_or(0, |differs| differs.nodes.len() as u64),
         ),
         (
+            "trunkline_cluster_kept",
+            Gauge,
+            "Members that stay in the view although Redis, which works, has no lease of them: they may serve on.",
+            status.kept.as_ref().map_or(0, |(nodes, _)| nodes.len() as u64),
+        ),
+        (
             "trunkline_cluster_favours_refused_total",
             Counter,
             "Pipelines of presence not written for another node because 64 were under way; it asks again.",

@@ -658,6 +658,7 @@ impl Task {
             audit: self.audit.status(),
             rivals: self.rivals.load(Ordering::Relaxed),
             rivals_dropped: self.rivals_dropped.load(Ordering::Relaxed),
+            kept: self.agent.keeps(now_ms()),
             differs,
             flaps: self.agent.flaps(),
             refused,

@@ -8,7 +8,7 @@ use super::peers::Peers;
 use super::sight::Sight;
 use super::state_word;
 use crate::mesh_news::{LinkWord, MeshNews};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use trunkline_router_core::membership::Renewal;
 use trunkline_router_core::membership::{NodeRecord, NodeState, Outage, Reach, View};
@@ -129,6 +129,10 @@ pub struct Agent {
     serves_alone: bool,
     /// Peers whose lease is just being renewed for them.
     favours: BTreeSet<String>,
+    /// Nodes whose host refuses connections to their mesh address: in which life, and since when.
+    refusals: BTreeMap<String, (u64, u64)>,
+    /// It was said that this node keeps members of which Redis has no lease.
+    keeps_said: bool,
     /// Words to peers that were longer than any node takes.
     memos_too_long: u64,
     actions: VecDeque<Action>,
@@ -161,6 +165,8 @@ impl Agent {
             sight: Sight::default(),
             serves_alone: false,
             favours: BTreeSet::new(),
+            refusals: BTreeMap::new(),
+            keeps_said: false,
             memos_too_long: 0,
             actions: VecDeque::new(),
         }
@@ -355,16 +361,64 @@ impl Agent {
         }
     }
 
-    /// What a connection to a node's mesh address, asked for at `sent_ms`, came to.
+    /// What a connection to a node's mesh address, asked for at `sent_ms`, came to. Its process has ended when its host
+    /// has refused two in a row, a beat apart: a firewall that is just being loaded refuses too.
     pub fn probed(&mut self, now_ms: u64, node: &str, life: u64, sent_ms: u64, refused: bool) {
-        // Redis decides who is a member while it can be asked.
-        if !self.lacks_redis(now_ms) || self.heart.is_reachable(node) {
+        // Redis decides who is a member while it can be asked, unless it has no lease of a member that stays.
+        let held = || self.keeps(now_ms).is_some_and(|(held, _)| held.iter().any(|name| name == node));
+        if self.heart.is_reachable(node) || !(self.lacks_redis(now_ms) || held()) {
+            self.refusals.remove(node);
             return;
         }
-        if refused && self.heart.dead_ms(node).is_none() {
+        if !refused {
+            self.refusals.remove(node);
+            self.heart.found_dead(now_ms, node, life, None);
+            return;
+        }
+        let (_, since_ms) = match self.refusals.get(node) {
+            Some(known) if known.0 == life => *known,
+            _ => {
+                self.refusals.insert(node.to_owned(), (life, sent_ms));
+                return;
+            }
+        };
+        if sent_ms < since_ms.saturating_add(self.beat_ms) {
+            return;
+        }
+        if self.heart.dead_ms(node).is_none() {
             tracing::warn!("the process of node {node} has ended: its host refuses connections to its mesh address");
         }
-        self.heart.found_dead(now_ms, node, life, refused.then_some(sent_ms));
+        self.heart.found_dead(now_ms, node, life, Some(sent_ms));
+    }
+
+    /// The members that this node keeps in its view although Redis, which works, has no lease of them: during an outage
+    /// they were vouched for, and they are so many that they may serve without it. And since when the first of them has
+    /// been missing.
+    pub fn keeps(&self, now_ms: u64) -> Option<(Vec<String>, u64)> {
+        if self.lacks_redis(now_ms) { None } else { self.heart.held_back(now_ms) }
+    }
+
+    /// Says once that this node keeps members, and finds out whether they have ended. Those that are heard write their
+    /// leases again.
+    fn look_at_the_kept(&mut self, now_ms: u64) {
+        let kept = self.keeps(now_ms);
+        let Some((names, since_ms)) = kept.filter(|(_, since_ms)| now_ms > since_ms + self.heart.lease_ms()) else {
+            self.keeps_said = false;
+            return;
+        };
+        if !std::mem::replace(&mut self.keeps_said, true) {
+            tracing::warn!(
+                "Redis has had no lease of {} for {} s, and this node keeps them in its view: they may serve without \
+                 Redis; start them again, or, if they have ended for good, this node",
+                names.join(", "),
+                now_ms.saturating_sub(since_ms) / 1_000
+            );
+        }
+        for (node, life, mesh) in self.heart.unheard() {
+            if names.contains(&node) {
+                self.actions.push_back(Action::Probe { node, life, mesh, sent_ms: now_ms });
+            }
+        }
     }
 
     /// Lets time pass and what has happened have its effect. To be called after everything that is told, and when it is
@@ -392,6 +446,13 @@ impl Agent {
             if self.lacks_redis(now_ms) && !fenced && !self.stands {
                 self.ask_peers(now_ms);
                 self.probe_the_silent(now_ms);
+            }
+            if !fenced {
+                self.look_at_the_kept(now_ms);
+            }
+            if !self.refusals.is_empty() {
+                let unheard = self.heart.unheard();
+                self.refusals.retain(|name, _| unheard.iter().any(|(node, ..)| node == name));
             }
         }
         if self.heart.wants_poll() {

@@ -479,6 +479,19 @@ impl Membership {
         self.forgot_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < self.lease_ms)
     }
 
+    /// The members that stay although Redis has no lease of them, because they were vouched for during an outage of it
+    /// and are so many that they may serve without it, and since when the first of them has been missing; `None` if
+    /// there are none, or Redis does not answer.
+    #[must_use]
+    pub fn held_back(&self, now_ms: u64) -> Option<(Vec<&NodeRecord>, u64)> {
+        if !self.holds_back() || self.is_redis_out(now_ms) {
+            return None;
+        }
+        let held = || self.known.values().filter(|known| known.absent_ms.is_some() && known.dead_ms.is_none());
+        let since_ms = held().filter_map(|known| known.absent_ms).min()?;
+        Some((held().map(|known| &known.record).collect(), since_ms))
+    }
+
     /// Whether those that are missing are so many, after an outage of Redis, that they may serve without it.
     fn holds_back(&self) -> bool {
         let missing = self.known.values().filter(|known| known.absent_ms.is_some() && known.dead_ms.is_none()).count();

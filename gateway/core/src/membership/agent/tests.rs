@@ -519,6 +519,47 @@ fn a_node_whose_shard_stands_lets_its_lease_go() {
     trial.check_all_serve(&["a", "b"]);
 }
 
+/// Two of three are lost with their hosts while Redis is out: it is not known whether they serve without it.
+#[test]
+fn who_keeps_members_without_a_lease_says_so_and_lets_them_go_when_their_hosts_refuse() {
+    let mut trial = Trial::of(&["a", "b", "d"]);
+    trial.out = true;
+    trial.run(3 * BEAT_MS);
+    assert_eq!(trial.agents["d"].keeps(trial.now_ms), None, "Redis does not work");
+    trial.paused = set(&["a", "b"]);
+    trial.out = false;
+    trial.run(60_000);
+    assert_eq!(trial.ring("d"), ["a", "b", "d"]);
+    let (kept, since_ms) = trial.agents["d"].keeps(trial.now_ms).expect("it keeps them");
+    assert_eq!(kept, ["a", "b"]);
+    assert!(trial.now_ms - since_ms > 50_000);
+    // Their hosts are back without them.
+    trial.dead = set(&["a", "b"]);
+    trial.run(4 * BEAT_MS);
+    assert_eq!(trial.ring("d"), ["d"]);
+    assert!(trial.serves("d") && trial.agents["d"].keeps(trial.now_ms).is_none());
+}
+
+#[test]
+fn a_host_that_refuses_once_is_not_taken_for_one_whose_process_has_ended() {
+    let mut trial = Trial::of(&["a", "b"]);
+    trial.out = true;
+    trial.run(10_000);
+    trial.unlinked = set(&["b"]);
+    trial.run(BEAT_MS);
+    let now_ms = trial.now_ms;
+    let agent = trial.agents.get_mut("a").unwrap();
+    let life = agent.heart().view().member("b").unwrap().life();
+    let mut dead = |at_ms: u64, refused: bool| {
+        agent.probed(at_ms, "b", life, at_ms, refused);
+        !agent.heart().dead().is_empty()
+    };
+    assert!(!dead(now_ms, true) && !dead(now_ms + BEAT_MS - 1, true), "no beat apart");
+    assert!(!dead(now_ms + BEAT_MS, false) && !dead(now_ms + BEAT_MS + 1, true), "not in a row");
+    assert!(dead(now_ms + 2 * BEAT_MS + 1, true));
+    assert!(!dead(now_ms + 3 * BEAT_MS, false), "another process may be there");
+}
+
 /// One master of Redis refuses writes, or all do, and leases run out one by one.
 #[test]
 fn who_only_watches_keeps_whom_the_nodes_keep() {
