@@ -290,10 +290,10 @@ impl Agent {
 
     /// The next step of the node's life. [`Action::StateKnown`] or [`Action::StateUntold`] follows, for the latest one.
     pub fn set_state(&mut self, now_ms: u64, state: NodeState) {
-        self.returns &= state == NodeState::Active;
-        if !self.returns {
-            self.heart.set_state(state);
-        }
+        // A node that was fenced while it was out of the ring, as one that drains is, waits like one that was in it.
+        let waits = self.returns || self.waits_for_elders(now_ms).is_some();
+        self.returns = state == NodeState::Active && waits;
+        self.heart.set_state(if self.returns { NodeState::Joining } else { state });
         self.awaited = Some(state);
         self.next_beat_ms = now_ms;
     }

@@ -560,6 +560,35 @@ fn a_host_that_refuses_once_is_not_taken_for_one_whose_process_has_ended() {
     assert!(!dead(now_ms + 3 * BEAT_MS, false), "another process may be there");
 }
 
+/// As a node that is fenced while it drains: nobody is asked whether it may come back.
+#[test]
+fn a_drain_that_is_called_off_behind_a_fence_waits_like_any_return() {
+    let mut trial = Trial::of(&["a", "b"]);
+    let now_ms = trial.now_ms;
+    trial.hands_over = true;
+    trial.agents.get_mut("b").unwrap().set_state(now_ms, NodeState::Draining);
+    trial.run(4 * BEAT_MS);
+    trial.hands_over = false;
+    assert_eq!(trial.ring("a"), ["a"]);
+    trial.paused = set(&["b"]);
+    trial.run(LEASE_MS + 4 * BEAT_MS);
+    trial.cut_off = set(&["a"]);
+    trial.unlinked = set(&["b"]);
+    trial.run(LEASE_MS + 2 * BEAT_MS);
+    assert!(trial.serves("a"), "nobody else is there");
+    trial.paused.clear();
+    trial.run(BEAT_MS);
+    let now_ms = trial.now_ms;
+    trial.agents.get_mut("b").unwrap().set_state(now_ms, NodeState::Active);
+    // Each step checks that no user has two homes.
+    trial.run(BEAT_MS);
+    assert!(trial.agents["b"].waits_to_return(trial.now_ms).is_some() && trial.ring("b").is_empty());
+    trial.unlinked.clear();
+    trial.run(LEASE_MS + 4 * BEAT_MS);
+    assert!(!trial.serves("a"));
+    assert_eq!(trial.ring("b"), ["b"]);
+}
+
 /// One master of Redis refuses writes, or all do, and leases run out one by one.
 #[test]
 fn who_only_watches_keeps_whom_the_nodes_keep() {
