@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::coop::cooperative;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use trunkline_router::membership::{NodeState, View};
+use trunkline_router::membership::{NodeRecord, NodeState, View};
 use trunkline_router::redis::{
     AcquireError, Patience, Plane, PlaneError, PresenceEntry, PresenceWrite, WriteBehind, write_behind,
 };
@@ -363,6 +363,11 @@ impl Task {
         let sum = |number: fn(&ShardStats) -> u64| self.shards.stats.iter().map(|stats| number(stats)).sum();
         let (connections, users) = (sum(|stats| stats.open.get()), sum(|stats| stats.users.get()));
         let (reach, mending) = (Some(self.prober.reach()), self.walk.is_resync());
+        let view = self.agent.heart().view();
+        let mends = |member: &&NodeRecord| member.mending && *member.name != *self.node;
+        let others = view.members.iter().filter(mends).count() as u64;
+        self.walk.set_others(others);
+        self.audit.set_mending(others + u64::from(mending));
         let record = self.agent.record_mut();
         (record.connections, record.users, record.reach) = (connections, users, reach);
         record.mending = mending;
