@@ -187,7 +187,7 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
         (
             "trunkline_presence_resyncs_total",
             Counter,
-            "Times all sessions of this node were written again under a new incarnation.",
+            "Times all sessions of this node were written again: in a new incarnation, or after Redis lost its lease.",
             status.resyncs,
         ),
         ("trunkline_presence_resyncing", Gauge, "1 while that goes on.", u64::from(status.resyncing)),
