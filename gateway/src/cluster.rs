@@ -26,9 +26,10 @@
 //!
 //! **Incarnations.** Presence counts for one incarnation. Whenever what Redis holds may differ from the truth in a way
 //! that cannot be mended write by write, the node takes a new incarnation and writes all its sessions again under it:
-//! after a fence, when Redis came back without the lease, and when a queue of presence writes overflowed. To the other
-//! nodes' shards that is the same *life* of this node, unless it was fenced: only then do its links, the sessions
-//! registered with it and the messages under way count no more.
+//! after a fence, and when a queue of presence writes overflowed. To the other nodes' shards that is the same *life* of
+//! this node, unless it was fenced: only then do its links, the sessions registered with it and the messages under way
+//! count no more. When Redis came back without the lease, the node writes the lease again with the incarnation that it
+//! has, and all its sessions: what presence holds of them counts all the while.
 //!
 //! Architecture Invariant: nothing here is waited for by a shard, and every wait for Redis has a bound.
 
@@ -163,6 +164,7 @@ impl Cluster {
             https: http.tls,
             turns: 0,
             view: 0,
+            silent: String::new(),
         };
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;
         let mut agent = Agent::new(record, config.lease_ms, config.beat().as_millis() as u64);

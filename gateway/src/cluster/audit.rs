@@ -13,7 +13,8 @@ use crate::membership::{Page, Walk};
 use crate::presence_log::PresenceEvent;
 use trunkline_router::redis::{Plane, PresenceEntry};
 
-/// The least time between two pages. With pages of 512 sessions, 5,120 are compared in a second at most.
+/// The least time between two pages. With pages of 512 sessions, 5,120 are compared in a second at most; while nodes
+/// write all their sessions again, the more of them the less.
 const PAGE_PAUSE_MS: u64 = 100;
 /// A login this young may still be on its way to Redis.
 const YOUNG_MS: u64 = 30_000;
@@ -39,6 +40,8 @@ pub(super) struct Audit {
     round_ms: u64,
     page: Option<Page>,
     next_ms: u64,
+    /// Nodes that write all their sessions again just now.
+    mending: u64,
     rounds: u64,
     /// Entries found lost in this round.
     lost: u64,
@@ -60,7 +63,7 @@ pub(super) struct Compared {
 impl Audit {
     pub(super) fn new(round_ms: u64) -> Self {
         let walk = Walk::new(0, 0, round_ms);
-        Audit { walk, round_ms, page: None, next_ms: 0, rounds: 0, lost: 0, status: AuditStatus::default() }
+        Audit { walk, round_ms, page: None, next_ms: 0, mending: 0, rounds: 0, lost: 0, status: AuditStatus::default() }
     }
 
     pub(super) fn status(&self) -> AuditStatus {
@@ -73,13 +76,18 @@ impl Audit {
         self.status.since_ms = Some(now_ms);
     }
 
+    /// So many nodes write all their sessions again just now.
+    pub(super) fn set_mending(&mut self, mending: u64) {
+        self.mending = mending;
+    }
+
     /// The list to ask for now; none while one is under way.
     pub(super) fn page(&mut self, now_ms: u64, sessions: u64) -> Option<Page> {
         if self.page.is_some() || now_ms < self.next_ms {
             return None;
         }
         let page = self.walk.page(now_ms, sessions)?;
-        self.next_ms = now_ms + PAGE_PAUSE_MS;
+        self.next_ms = now_ms + PAGE_PAUSE_MS * self.mending.max(1);
         self.page = Some(page);
         Some(page)
     }

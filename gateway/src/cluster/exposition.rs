@@ -92,6 +92,12 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             status.differs.as_ref().map_or(0, |differs| differs.nodes.len() as u64),
         ),
         (
+            "trunkline_cluster_kept",
+            Gauge,
+            "Members that stay in the view although Redis, which works, has no lease of them: they may serve on.",
+            status.kept.as_ref().map_or(0, |(nodes, _)| nodes.len() as u64),
+        ),
+        (
             "trunkline_cluster_favours_refused_total",
             Counter,
             "Pipelines of presence not written for another node because 64 were under way; it asks again.",
@@ -110,6 +116,19 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             "Words to the control threads of other nodes that found the queue of a shard full; they are said again \
              with the next beat.",
             status.refused.memos,
+        ),
+        (
+            "trunkline_cluster_memos_too_long_total",
+            Counter,
+            "Words to the control threads of other nodes that were not sent because they were longer than 1 MiB.",
+            status.refused.memos_too_long,
+        ),
+        (
+            "trunkline_cluster_calls_refused_total",
+            Counter,
+            "Calls at nodes that were here before this one began that were not made because 512 were under way; the \
+             next beat makes them.",
+            status.refused.calls,
         ),
         ("trunkline_redis_commands_total", Counter, "Commands sent to Redis, scripts included.", redis.commands),
         (
@@ -142,6 +161,12 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             "Names this node has taken off the list of nodes because it was full.",
             redis.names_dropped,
         ),
+        (
+            "trunkline_cluster_past_names_dropped_total",
+            Counter,
+            "Names this node has taken off the list of nodes that were here within the day because it was full, 2,048.",
+            redis.past_names_dropped,
+        ),
         ("trunkline_presence_queued", Gauge, "Presence writes that wait for Redis or are on their way.", redis.queued),
         ("trunkline_presence_queued_bytes", Gauge, "Memory of the presence writes that wait.", redis.queued_bytes),
         ("trunkline_presence_written_total", Counter, "Presence writes that Redis has executed.", redis.written),
@@ -172,7 +197,7 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
         (
             "trunkline_presence_resyncs_total",
             Counter,
-            "Times all sessions of this node were written again under a new incarnation.",
+            "Times all sessions of this node were written again: in a new incarnation, or after Redis lost its lease.",
             status.resyncs,
         ),
         ("trunkline_presence_resyncing", Gauge, "1 while that goes on.", u64::from(status.resyncing)),

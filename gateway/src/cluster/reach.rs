@@ -30,6 +30,8 @@ use trunkline_router::membership::{NodeRecord, NodeState, REACH_MAX, Reach};
 
 /// How long a node may take to answer. It is asked again with the next poll.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Calls under way at once. A node that begins makes 128 with a beat, of which none takes longer than two.
+const CALLS_MAX: usize = 512;
 /// The name to dial under.
 const DIALER_NAME: &str = "!reach";
 /// What is read at once of an answer.
@@ -43,6 +45,7 @@ pub(super) struct Prober {
     found: BTreeMap<String, Found>,
     dials: JoinSet<(String, u64, Result<(), String>)>,
     calls: JoinSet<Result<(), String>>,
+    calls_refused: u64,
 }
 
 #[derive(Debug)]
@@ -56,14 +59,15 @@ struct Found {
 impl Prober {
     pub(super) fn new(secrets: Secrets, own: &str) -> Self {
         let (found, dials, calls) = (BTreeMap::new(), JoinSet::new(), JoinSet::new());
-        Prober { secrets, own: own.to_owned(), found, dials, calls }
+        Prober { secrets, own: own.to_owned(), found, dials, calls, calls_refused: 0 }
     }
 
     /// Calls at the node `name` at its mesh address, so that it knows of this one in the life `life`. It refuses the
     /// call, since it has no link for it; what it was called by is proved then.
     pub(super) fn call(&mut self, life: u64, name: &str, mesh: &str) {
         while self.calls.try_join_next().is_some() {}
-        if self.calls.len() >= REACH_MAX {
+        if self.calls.len() >= CALLS_MAX {
+            self.calls_refused += 1;
             return;
         }
         let me = Identity {
@@ -76,6 +80,11 @@ impl Prober {
             let called = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh, true)).await;
             called.unwrap_or_else(|_| Err(format!("no answer within {} s", DIAL_TIMEOUT.as_secs())))
         });
+    }
+
+    /// Calls that were not made because so many others were under way; the next beats make them.
+    pub(super) fn calls_refused(&self) -> u64 {
+        self.calls_refused
     }
 
     /// Dials those that join and were not found yet, and forgets those that do not join any more.

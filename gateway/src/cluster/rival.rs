@@ -148,6 +148,7 @@ mod tests {
             https: false,
             turns: 0,
             view: 0,
+            silent: String::new(),
         });
         let mut membership = Membership::new(Some("a"), 5_000);
         membership.polled(0, records.to_vec());

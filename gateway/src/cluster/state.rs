@@ -53,6 +53,9 @@ pub struct ClusterStatus {
     pub quarantined: bool,
     /// Members whose host refuses connections to their mesh address while Redis fails.
     pub dead: Vec<String>,
+    /// Members that stay in the view although Redis, which works, has no lease of them, and since when the first of
+    /// them has been missing, milliseconds of [`crate::clock`].
+    pub kept: Option<(Vec<String>, u64)>,
     /// Active nodes that have worked with another view than this node for long, since when they differ, milliseconds of
     /// [`crate::clock`], and whether they are most of all.
     pub differs: Option<Differs>,
@@ -96,6 +99,10 @@ pub struct Refused {
     pub probes: u64,
     /// Words to other nodes that found no room at a shard.
     pub memos: u64,
+    /// Words to other nodes that were longer than any node takes.
+    pub memos_too_long: u64,
+    /// Calls at nodes that were here before this one, which began.
+    pub calls: u64,
 }
 
 /// Whether Redis works.
@@ -198,7 +205,7 @@ impl ClusterState {
 
     /// What does not work although the node may serve, in words.
     pub fn degraded(&self, now_ms: u64) -> Vec<String> {
-        let ClusterStatus { redis, helper, dead, links_missing, differs, .. } = self.status();
+        let ClusterStatus { redis, helper, dead, kept, links_missing, differs, .. } = self.status();
         let mut degraded = Vec::new();
         if let Some(Differs { nodes, since_ms, .. }) = differs {
             let secs = now_ms.saturating_sub(since_ms) / 1_000;
@@ -211,6 +218,14 @@ impl ClusterState {
             degraded.push(format!(
                 "{links_missing} links to other nodes have no place, because a shard has {LINKS_MAX} of them: users \
                  here do not reach those nodes; give all nodes about as many --shards, or have fewer nodes"
+            ));
+        }
+        if let Some((nodes, since_ms)) = kept {
+            degraded.push(format!(
+                "Redis has had no lease of these nodes for {} s, and they stay homes, since they may serve without it: \
+                 {}; start them again, or, if they have ended for good, this node",
+                now_ms.saturating_sub(since_ms) / 1_000,
+                nodes.join(", ")
             ));
         }
         let Some(since_ms) = redis.failing_since_ms else { return degraded };
@@ -313,5 +328,8 @@ mod tests {
         assert_eq!(state(ClusterStatus::default(), 9_000).degraded(1), Vec::<String>::new());
         let degraded = state(ClusterStatus { links_missing: 3, ..ClusterStatus::default() }, 9_000).degraded(1);
         assert!(degraded[0].starts_with("3 links") && degraded[0].contains("256"), "{degraded:?}");
+        let kept = Some((vec!["a".to_owned(), "b".to_owned()], 1_000));
+        let degraded = state(ClusterStatus { kept, ..ClusterStatus::default() }, 9_000).degraded(8_000);
+        assert!(degraded[0].contains("7 s") && degraded[0].contains("a, b;"), "{degraded:?}");
     }
 }

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::coop::cooperative;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use trunkline_router::membership::{NodeState, View};
+use trunkline_router::membership::{NodeRecord, NodeState, View};
 use trunkline_router::redis::{
     AcquireError, Patience, Plane, PlaneError, PresenceEntry, PresenceWrite, WriteBehind, write_behind,
 };
@@ -80,7 +80,7 @@ enum Answer {
         holder: Option<String>,
     },
     Compared(Compared),
-    /// The names of nodes that were there within the hour.
+    /// The names of nodes that were there within the day.
     Listed(Result<Vec<(String, String)>, PlaneError>),
     /// Presence was written for a node.
     WroteFor {
@@ -144,7 +144,7 @@ pub(super) struct Task {
     asks_admission: Option<oneshot::Sender<()>>,
     admitted: bool,
     waits: Option<String>,
-    /// Whether it is known which nodes were there within the hour when this one asked to be let in, and whether they
+    /// Whether it is known which nodes were there within the day when this one asked to be let in, and whether they
     /// were asked for.
     listed: bool,
     listing: bool,
@@ -366,6 +366,11 @@ impl Task {
         let sum = |number: fn(&ShardStats) -> u64| self.shards.stats.iter().map(|stats| number(stats)).sum();
         let (connections, users) = (sum(|stats| stats.open.get()), sum(|stats| stats.users.get()));
         let (reach, mending) = (Some(self.prober.reach()), self.walk.is_resync());
+        let view = self.agent.heart().view();
+        let mends = |member: &&NodeRecord| member.mending && *member.name != *self.node;
+        let others = view.members.iter().filter(mends).count() as u64;
+        self.walk.set_others(others);
+        self.audit.set_mending(others + u64::from(mending));
         let record = self.agent.record_mut();
         (record.connections, record.users, record.reach) = (connections, users, reach);
         record.mending = mending;
@@ -385,8 +390,9 @@ impl Task {
     /// Has a peer write presence. Without one the writer finds out by itself, and tries again.
     fn write_through(&mut self, pipeline: Through) {
         let Some((node, life)) = self.agent.writes_through(now_ms()) else { return };
-        if let Some(body) = self.relayed.ask(pipeline, Instant::now()) {
-            self.send_memo(node, life, body);
+        match self.relayed.ask(pipeline, Instant::now()) {
+            Some(body) => self.send_memo(node, life, body),
+            None => self.refused.memos_too_long += 1,
         }
     }
 
@@ -511,8 +517,9 @@ impl Task {
             Answer::Listed(Err(_)) => self.listing = false,
             Answer::WroteFor { node, life, memo } => {
                 self.favours = self.favours.saturating_sub(1);
-                if let Some(body) = memo.encode() {
-                    self.send_memo(node, life, body);
+                match memo.encode() {
+                    Some(body) => self.send_memo(node, life, body),
+                    None => self.refused.memos_too_long += 1,
                 }
             }
             Answer::Probed { node, life, sent_ms, refused } => {
@@ -641,6 +648,8 @@ impl Task {
         let members = [NodeState::Joining, NodeState::Active, NodeState::Draining].map(|state| {
             (state_word(state), view.members.iter().filter(|member| member.state == state).count() as u64)
         });
+        let mut refused = Refused { calls: self.prober.calls_refused(), ..self.refused };
+        refused.memos_too_long += self.agent.memos_too_long();
         let status = ClusterStatus {
             state: state_word(self.agent.heart().state()),
             fenced: self.agent.heart().fenced(),
@@ -663,9 +672,10 @@ impl Task {
             audit: self.audit.status(),
             rivals: self.rivals.load(Ordering::Relaxed),
             rivals_dropped: self.rivals_dropped.load(Ordering::Relaxed),
+            kept: self.agent.keeps(now_ms()),
             differs,
             flaps: self.agent.flaps(),
-            refused: self.refused,
+            refused,
             renewals: self.renewals.counts(),
             links_missing: self.shards.stats.iter().map(|stats| stats.mesh_links_missing.get()).sum(),
         };

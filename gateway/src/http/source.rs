@@ -59,6 +59,7 @@ impl Node {
             https: self.https.get().is_some(),
             turns: 0,
             view: 0,
+            silent: String::new(),
         }))
     }
 

@@ -10,6 +10,7 @@
 //! | [`Membership`] | what is the view after this poll, this silence, this loss? |
 //! | [`Lease`] | may this node serve, or has it to assume that others took over? |
 
+mod fnv;
 mod lease;
 mod node_state;
 mod record;
@@ -20,7 +21,13 @@ mod view;
 pub use lease::{Fenced, Lease, Renewal, promise_ms, proof_ms};
 pub use node_state::{NodeState, STATE_BYTES_MAX, StateWord};
 pub use record::{
-    NodeRecord, REACH_MAX, RECORD_BYTES_MAX, Reach, RecordError, SHARDS_MAX, ZONE_CHARS_MAX, check_name, is_zone,
+    NodeRecord, REACH_MAX, RECORD_BYTES_MAX, Reach, RecordError, SHARDS_MAX, SILENT_MAX, ZONE_CHARS_MAX, check_name,
+    is_zone,
 };
 pub use state::{Membership, Outage};
 pub use view::View;
+
+/// How long Redis remembers that a node was here after its lease has ended, in milliseconds: a day. Nodes that do not
+/// reach Redis serve on without it for as long as that takes; one that begins within this time learns that they may,
+/// and calls at them before it is anybody's home.
+pub const REMEMBERED_MS: u64 = 24 * 3_600 * 1_000;

@@ -40,7 +40,11 @@ pub(super) fn exposition(service: &Service) -> String {
     let is_ready = matches!(readiness, Readiness::Running | Readiness::Degraded(_));
     text.name("trunkline_ready", "gauge", "1 while /readyz is 200.");
     text.sample(&[], u8::from(is_ready));
-    text.name("trunkline_router_degraded", "gauge", "1 while Redis does not answer and the last view is used.");
+    text.name(
+        "trunkline_router_degraded",
+        "gauge",
+        "1 while Redis does not answer or lacks leases of nodes that serve on, and the last view is used.",
+    );
     text.sample(&[], u8::from(matches!(readiness, Readiness::Degraded(_))));
     text.name("trunkline_router_polls_total", "counter", "Polls of Redis for the leases of all nodes.");
     text.sample(&[], service.polls.load(Ordering::Relaxed));

@@ -80,7 +80,7 @@ pub(super) enum Readiness {
     Running,
     /// No node is active, so nobody can be sent anywhere; holds what to do.
     Empty(String),
-    /// Redis does not answer, and says why; the last view goes on.
+    /// Redis does not work, and says why; the last view goes on.
     Degraded(String),
     /// It has been told to end.
     Ending,
@@ -190,7 +190,15 @@ impl Service {
         if outcome.is_err() {
             self.poll_failures.fetch_add(1, Ordering::Relaxed);
         }
-        self.publish(membership.view(), outcome.map_err(|error| error.to_string()));
+        let kept: Vec<&str> = membership.kept().collect();
+        let kept = (!kept.is_empty()).then(|| {
+            format!(
+                "Redis has no lease of {}, and they stay in the view, since the other nodes work with them or none has \
+                 a lease: Redis may refuse writes",
+                kept.join(", ")
+            )
+        });
+        self.publish(membership.view(), outcome.map_err(|error| error.to_string()), kept);
     }
 
     /// Asks for the cluster's epoch of the view.
@@ -201,7 +209,8 @@ impl Service {
         Ok(())
     }
 
-    fn publish(&self, view: Arc<View>, outcome: Result<Instant, String>) {
+    /// `kept`: of which nodes Redis has no lease although they are in the view, in words.
+    fn publish(&self, view: Arc<View>, outcome: Result<Instant, String>, kept: Option<String>) {
         let now_ms = self.now_ms();
         let mut known = self.known();
         let before = known.seen.as_ref().map(|(view, _)| view.epoch);
@@ -217,8 +226,8 @@ impl Service {
                         );
                     }
                 }
-                if known.failure.is_some() {
-                    tracing::info!("Redis answers again");
+                if known.failure.is_some() && kept.is_none() {
+                    tracing::info!("Redis works again");
                 }
                 take_over(&mut known.dispatch, now_ms, &view);
                 known.seen = Some((view, *at));
@@ -235,13 +244,16 @@ impl Service {
                 }
             }
         }
-        known.failure = outcome.err();
+        if let (Some(kept), None) = (&kept, &known.failure) {
+            tracing::warn!("{kept}");
+        }
+        known.failure = outcome.err().or(kept);
     }
 
     /// Takes a view as if a poll had brought it.
     #[cfg(test)]
     pub(super) fn see(&self, view: Arc<View>) {
-        self.publish(view, Ok(Instant::now()));
+        self.publish(view, Ok(Instant::now()), None);
     }
 
     /// The node for a login.

@@ -94,6 +94,7 @@ pub(super) fn record(name: &str, state: NodeState) -> NodeRecord {
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
     }
 }
 

@@ -52,6 +52,8 @@ metrics! {
     names,
     /// Names taken off the list of nodes because it was full.
     names_dropped,
+    /// Names taken off the list of nodes that were here within the day because it was full.
+    past_names_dropped,
     /// Times the list of nodes could not be updated with a lease; done again with the next renewal.
     unregistered,
 }

@@ -7,14 +7,14 @@ use super::master::{Master, MasterSettings};
 use super::metrics::{Metrics, add};
 use super::script::{Script, Scripts};
 use super::{PresenceEntry, PresenceWrite, Renewal, WriteOutcome};
-use crate::membership::{NodeRecord, check_name};
+use crate::membership::{NodeRecord, REMEMBERED_MS, check_name};
 use crate::ring::NODES_MAX;
 use cluster::{Cluster, Request};
 use fred::types::Value;
 use fred::types::config::Server;
 use futures_util::future::join_all;
 use rand::RngExt as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,13 +25,19 @@ pub(super) mod connect;
 mod link;
 mod slots;
 
-/// How long a node's name stays on the list after its lease has ended: a minute. Each name costs every node one GET a
+/// The names that polls ask for.
+const LIST: &str = "tl:nodes";
+
+/// The names of nodes that were here. It has the hash slot of [`LIST`], so that one script writes both.
+const PAST_LIST: &str = "tl:past:{tl:nodes}";
+
+/// How long a node's name stays on [`LIST`] after its lease has ended: a minute. Each name costs every node one GET a
 /// second, and a lease that has ended is as good as none; the minute is for clocks of Redis servers that differ when a
-/// replica takes over.
+/// replica takes over. On [`PAST_LIST`], which is read by nodes that begin, it stays for [`REMEMBERED_MS`].
 const NAME_KEPT_MS: u64 = 60_000;
 
-/// The most names on the list: as many again as a ring may have, for those that have ended within the minute. Those
-/// whose leases end first have to go, so nodes that live stay, whatever else has been on the list.
+/// The most names on either list: as many again as a ring may have, for those that have ended. Those whose leases end
+/// first have to go, so nodes that live stay, whatever else has been on the list.
 pub const NAMES_MAX: usize = 2 * NODES_MAX;
 
 /// The longest lease, as `--lease-secs` takes it.
@@ -209,7 +215,10 @@ impl Plane {
         let answer = self.call(&self.scripts.release, [lease.as_str()], args).await?;
         let held = answer.as_u64() == Some(1);
         if held {
-            self.command("ZREM", vec!["tl:nodes".into(), name.into()]).await?;
+            let removals = [PAST_LIST, LIST].map(|list| self.command("ZREM", vec![list.into(), name.into()]));
+            for removed in join_all(removals).await {
+                removed?;
+            }
         }
         Ok(held)
     }
@@ -221,7 +230,7 @@ impl Plane {
     pub async fn poll(&self) -> Result<Vec<NodeRecord>, PlaneError> {
         // Those whose leases end last come first: whoever lives is among them.
         let last = (NAMES_MAX - 1).to_string();
-        let names = texts(self.command("ZREVRANGE", vec!["tl:nodes".into(), "0".into(), last.into()]).await?);
+        let names = texts(self.command("ZREVRANGE", vec![LIST.into(), "0".into(), last.into()]).await?);
         self.metrics.names.store(names.len() as u64, Ordering::Relaxed);
         let gets = names.into_iter().flatten().filter(|name| check_name(name).is_ok()).map(|name| async move {
             let lease = self.command("GET", vec![lease_key(&name).into()]).await?;
@@ -241,16 +250,22 @@ impl Plane {
         Ok(records)
     }
 
-    /// The names on the list of nodes, of those with a lease, and of those that had one within the hour and have not
-    /// given it up; and the mesh address that each had, or an empty text where Redis does not know it.
+    /// The names of nodes with a lease, and of those that had one within the day and have not given it up; and the mesh
+    /// address that each had, or an empty text where Redis does not know it.
     ///
     /// # Errors
     /// If Redis did not work.
     pub async fn listed(&self) -> Result<Vec<(String, String)>, PlaneError> {
-        let last = (2 * NODES_MAX as i64 - 1).to_string();
-        // The latest first: whoever has been gone for longest is of least account.
-        let names = self.command("ZREVRANGE", vec!["tl:nodes".into(), "0".into(), last.into()]).await?;
-        let names = texts(names).into_iter().flatten().filter(|name| check_name(name).is_ok());
+        let last = (NAMES_MAX - 1).to_string();
+        // Nodes of versions that did not write the list of the past are on the other one. The latest come first:
+        // whoever has been gone for longest is of least account.
+        let lists = [PAST_LIST, LIST]
+            .map(|list| self.command("ZREVRANGE", vec![list.into(), "0".into(), last.as_str().into()]));
+        let mut listed = BTreeSet::new();
+        for names in join_all(lists).await {
+            listed.extend(texts(names?).into_iter().flatten().filter(|name| check_name(name).is_ok()));
+        }
+        let names = listed.into_iter();
         let meshes = names.map(|name| async move {
             let mesh = self.command("GET", vec![mesh_key(&name).into()]).await?;
             Ok((name, mesh.as_string().unwrap_or_default()))
@@ -482,13 +497,17 @@ impl Plane {
         Ok(self.command("GET", vec![account_key(name).into()]).await?.as_u64())
     }
 
-    /// Puts the name on the list, for a lease of `ttl_ms`. Failing is no harm to the lease, and the next renewal does
+    /// Puts the name on both lists, for a lease of `ttl_ms`. Failing is no harm to the lease, and the next renewal does
     /// it again.
     async fn register(&self, name: &str, ttl_ms: u64) {
-        let numbers = [ttl_ms, NAME_KEPT_MS, NAMES_MAX as u64, LEASE_MS_MAX];
+        let numbers = [ttl_ms, NAMES_MAX as u64, LEASE_MS_MAX, NAME_KEPT_MS, REMEMBERED_MS];
         let args = std::iter::once(name.into()).chain(numbers.map(|number| number.to_string().into()));
-        match self.call(&self.scripts.register, ["tl:nodes"], args.collect()).await {
-            Ok(dropped) => add(&self.metrics.names_dropped, dropped.as_u64().unwrap_or(0)),
+        match self.call(&self.scripts.register, [LIST, PAST_LIST], args.collect()).await {
+            Ok(dropped) => {
+                let dropped = integers(&dropped);
+                add(&self.metrics.names_dropped, dropped.first().copied().unwrap_or(0));
+                add(&self.metrics.past_names_dropped, dropped.get(1).copied().unwrap_or(0));
+            }
             Err(_) => add(&self.metrics.unregistered, 1),
         }
     }
@@ -573,6 +592,14 @@ fn record_of_lease(name: &str, lease: &str) -> Option<NodeRecord> {
 fn texts(answer: Value) -> Vec<Option<String>> {
     match answer {
         Value::Array(values) => values.into_iter().map(|value| value.as_string()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The elements of an answer that is a list, those that are no numbers as 0. Anything else is an empty list.
+fn integers(answer: &Value) -> Vec<u64> {
+    match answer {
+        Value::Array(values) => values.iter().map(|value| value.as_u64().unwrap_or(0)).collect(),
         _ => Vec::new(),
     }
 }

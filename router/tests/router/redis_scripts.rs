@@ -205,6 +205,10 @@ fn names_whose_lease_has_ended_leave_the_list_and_none_that_lives_is_crowded_out
         {
             cluster.ask(master, &["ZADD", "tl:nodes", &ended_ms.to_string(), name]).unwrap();
         }
+        // Whoever was here within the day is remembered, apart from what polls ask for.
+        for (name, ended_ms) in [("yesterday", now_ms - 90_000_000), ("today", now_ms - 80_000_000)] {
+            cluster.ask(master, &["ZADD", "tl:past:{tl:nodes}", &ended_ms.to_string(), name]).unwrap();
+        }
         let held = record("registering");
         let held = NodeRecord { incarnation: plane.acquire(&held, LEASE_MS).await.unwrap(), ..held };
         let names = || cluster.ask(master, &["ZRANGE", "tl:nodes", "0", "-1"]).unwrap();
@@ -214,6 +218,10 @@ fn names_whose_lease_has_ended_leave_the_list_and_none_that_lives_is_crowded_out
         assert!(listed.contains(&"absent") && listed.contains(&"ahead"), "{listed:?}");
         let score = cluster.ask(master, &["ZSCORE", "tl:nodes", "ahead"]).unwrap().parse::<u64>().unwrap();
         assert!(score < now_ms + 60_000, "a time beyond any lease becomes one of now");
+        let past: Vec<(String, String)> = plane.listed().await.unwrap();
+        let past = |name: &str| past.iter().find(|(listed, _)| listed == name).map(|(_, mesh)| mesh.clone());
+        assert_eq!((past("today"), past("yesterday")), (Some(String::new()), None));
+        assert_eq!(past("registering"), Some(held.mesh.clone()));
 
         // More names than there is room for, all of leases that end before those of who lives.
         for batch in (0..3 * NAMES_MAX).collect::<Vec<_>>().chunks(1_000) {

@@ -163,6 +163,7 @@ pub(crate) mod tests {
             https: false,
             turns: 0,
             view: 0,
+            silent: String::new(),
         });
         let mut membership = Membership::new(None, 5_000);
         membership.polled(0, records.collect());

@@ -107,6 +107,7 @@ mod tests {
             https: false,
             turns: 0,
             view: 0,
+            silent: String::new(),
         }
     }
 

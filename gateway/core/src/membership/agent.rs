@@ -8,10 +8,10 @@ use super::peers::Peers;
 use super::sight::Sight;
 use super::state_word;
 use crate::mesh_news::{LinkWord, MeshNews};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use trunkline_router_core::membership::Renewal;
-use trunkline_router_core::membership::{NodeRecord, NodeState, Outage, REACH_MAX, Reach, View};
+use trunkline_router_core::membership::{NodeRecord, NodeState, Outage, Reach, View};
 
 /// What is asked of Redis.
 #[derive(Clone, Debug)]
@@ -129,6 +129,12 @@ pub struct Agent {
     serves_alone: bool,
     /// Peers whose lease is just being renewed for them.
     favours: BTreeSet<String>,
+    /// Nodes whose host refuses connections to their mesh address: in which life, and since when.
+    refusals: BTreeMap<String, (u64, u64)>,
+    /// It was said that this node keeps members of which Redis has no lease.
+    keeps_said: bool,
+    /// Words to peers that were longer than any node takes.
+    memos_too_long: u64,
     actions: VecDeque<Action>,
 }
 
@@ -159,6 +165,9 @@ impl Agent {
             sight: Sight::default(),
             serves_alone: false,
             favours: BTreeSet::new(),
+            refusals: BTreeMap::new(),
+            keeps_said: false,
+            memos_too_long: 0,
             actions: VecDeque::new(),
         }
     }
@@ -187,11 +196,7 @@ impl Agent {
 
     /// What the node says about itself and others now.
     pub fn record(&self) -> NodeRecord {
-        let mut reach = self.record.reach.clone().unwrap_or_default();
-        reach.extend(self.silent.iter().cloned());
-        reach.truncate(REACH_MAX);
-        NodeRecord {
-            reach: Some(reach),
+        let mut record = NodeRecord {
             incarnation: self.heart.incarnation(),
             // A node that is fenced begins a new life with the incarnation it asks for.
             life: if self.heart.fenced().is_some() { 0 } else { self.heart.life() },
@@ -199,7 +204,10 @@ impl Agent {
             turns: self.heart.turns(),
             view: self.told.map_or(0, |(digest, ..)| digest),
             ..self.record.clone()
-        }
+        };
+        record.set_silent(&self.silent);
+        record.trim();
+        record
     }
 
     /// What it says from now on apart from incarnation, life and state.
@@ -231,7 +239,7 @@ impl Agent {
         for (name, mesh) in ghosts.iter().filter(|(name, _)| *name != self.record.name) {
             self.elders.add(now_ms, name, mesh);
         }
-        self.call_elders();
+        self.call_elders(now_ms);
     }
 
     /// Takes note of who is active while this node is not.
@@ -243,9 +251,10 @@ impl Agent {
         self.actions.extend(new.into_iter().map(|(node, mesh)| Action::Call { node, mesh }));
     }
 
-    fn call_elders(&mut self) {
+    fn call_elders(&mut self, now_ms: u64) {
         if !self.was_active {
-            self.actions.extend(self.elders.calls().map(|(node, mesh)| Action::Call { node, mesh }));
+            let calls = self.elders.calls(now_ms).into_iter();
+            self.actions.extend(calls.map(|(node, mesh)| Action::Call { node, mesh }));
         }
     }
 
@@ -257,7 +266,7 @@ impl Agent {
         let others = view.members.iter().filter(|member| member.name != self.record.name);
         let active = others.filter(|member| member.state == NodeState::Active);
         self.elders.begin(now_ms, active.map(|member| (&*member.name, &*member.mesh)));
-        self.call_elders();
+        self.call_elders(now_ms);
     }
 
     /// It is active again after a fence, if nobody is waited for.
@@ -281,10 +290,10 @@ impl Agent {
 
     /// The next step of the node's life. [`Action::StateKnown`] or [`Action::StateUntold`] follows, for the latest one.
     pub fn set_state(&mut self, now_ms: u64, state: NodeState) {
-        self.returns &= state == NodeState::Active;
-        if !self.returns {
-            self.heart.set_state(state);
-        }
+        // A node that was fenced while it was out of the ring, as one that drains is, waits like one that was in it.
+        let waits = self.returns || self.waits_for_elders(now_ms).is_some();
+        self.returns = state == NodeState::Active && waits;
+        self.heart.set_state(if self.returns { NodeState::Joining } else { state });
         self.awaited = Some(state);
         self.next_beat_ms = now_ms;
     }
@@ -352,16 +361,64 @@ impl Agent {
         }
     }
 
-    /// What a connection to a node's mesh address, asked for at `sent_ms`, came to.
+    /// What a connection to a node's mesh address, asked for at `sent_ms`, came to. Its process has ended when its host
+    /// has refused two in a row, a beat apart: a firewall that is just being loaded refuses too.
     pub fn probed(&mut self, now_ms: u64, node: &str, life: u64, sent_ms: u64, refused: bool) {
-        // Redis decides who is a member while it can be asked.
-        if !self.lacks_redis(now_ms) || self.heart.is_reachable(node) {
+        // Redis decides who is a member while it can be asked, unless it has no lease of a member that stays.
+        let held = || self.keeps(now_ms).is_some_and(|(held, _)| held.iter().any(|name| name == node));
+        if self.heart.is_reachable(node) || !(self.lacks_redis(now_ms) || held()) {
+            self.refusals.remove(node);
             return;
         }
-        if refused && self.heart.dead_ms(node).is_none() {
+        if !refused {
+            self.refusals.remove(node);
+            self.heart.found_dead(now_ms, node, life, None);
+            return;
+        }
+        let (_, since_ms) = match self.refusals.get(node) {
+            Some(known) if known.0 == life => *known,
+            _ => {
+                self.refusals.insert(node.to_owned(), (life, sent_ms));
+                return;
+            }
+        };
+        if sent_ms < since_ms.saturating_add(self.beat_ms) {
+            return;
+        }
+        if self.heart.dead_ms(node).is_none() {
             tracing::warn!("the process of node {node} has ended: its host refuses connections to its mesh address");
         }
-        self.heart.found_dead(now_ms, node, life, refused.then_some(sent_ms));
+        self.heart.found_dead(now_ms, node, life, Some(sent_ms));
+    }
+
+    /// The members that this node keeps in its view although Redis, which works, has no lease of them: during an outage
+    /// they were vouched for, and they are so many that they may serve without it. And since when the first of them has
+    /// been missing.
+    pub fn keeps(&self, now_ms: u64) -> Option<(Vec<String>, u64)> {
+        if self.lacks_redis(now_ms) { None } else { self.heart.held_back(now_ms) }
+    }
+
+    /// Says once that this node keeps members, and finds out whether they have ended. Those that are heard write their
+    /// leases again.
+    fn look_at_the_kept(&mut self, now_ms: u64) {
+        let kept = self.keeps(now_ms);
+        let Some((names, since_ms)) = kept.filter(|(_, since_ms)| now_ms > since_ms + self.heart.lease_ms()) else {
+            self.keeps_said = false;
+            return;
+        };
+        if !std::mem::replace(&mut self.keeps_said, true) {
+            tracing::warn!(
+                "Redis has had no lease of {} for {} s, and this node keeps them in its view: they may serve without \
+                 Redis; start them again, or, if they have ended for good, this node",
+                names.join(", "),
+                now_ms.saturating_sub(since_ms) / 1_000
+            );
+        }
+        for (node, life, mesh) in self.heart.unheard() {
+            if names.contains(&node) {
+                self.actions.push_back(Action::Probe { node, life, mesh, sent_ms: now_ms });
+            }
+        }
     }
 
     /// Lets time pass and what has happened have its effect. To be called after everything that is told, and when it is
@@ -385,10 +442,17 @@ impl Agent {
                 self.ask_lease(now_ms);
             }
             self.poll(now_ms);
-            self.call_elders();
+            self.call_elders(now_ms);
             if self.lacks_redis(now_ms) && !fenced && !self.stands {
                 self.ask_peers(now_ms);
                 self.probe_the_silent(now_ms);
+            }
+            if !fenced {
+                self.look_at_the_kept(now_ms);
+            }
+            if !self.refusals.is_empty() {
+                let unheard = self.heart.unheard();
+                self.refusals.retain(|name, _| unheard.iter().any(|(node, ..)| node == name));
             }
         }
         if self.heart.wants_poll() {
@@ -422,7 +486,7 @@ impl Agent {
         self.peers.asks(number, now_ms, record.state);
         let restore = self.heart.ask(now_ms) == Ask::Restore;
         let (digest, _) = self.heart.told(now_ms);
-        let Some(body) = (Memo::Ask { number, record: Box::new(record), restore, digest }).encode() else { return };
+        let Some(body) = self.encode(&Memo::Ask { number, record: Box::new(record), restore, digest }) else { return };
         let fresh_ms = now_ms.saturating_sub(3 * self.beat_ms);
         let served = self.heart.held_sent_ms().min(self.heart.viewed_ms()) >= fresh_ms;
         let helper = self.helper(now_ms).filter(|_| served).map(str::to_owned);
@@ -553,9 +617,21 @@ impl Agent {
     }
 
     fn send(&mut self, node: &str, life: u64, memo: &Memo) {
-        if let Some(body) = memo.encode() {
+        if let Some(body) = self.encode(memo) {
             self.actions.push_back(Action::Send { node: node.to_owned(), life, body });
         }
+    }
+
+    /// As bytes; what is longer than any node takes is dropped and counted.
+    fn encode(&mut self, memo: &Memo) -> Option<Vec<u8>> {
+        let body = memo.encode();
+        self.memos_too_long += u64::from(body.is_none());
+        body
+    }
+
+    /// Words to peers that were not sent because they were longer than any node takes.
+    pub fn memos_too_long(&self) -> u64 {
+        self.memos_too_long
     }
 
     /// Redis was asked to renew the lease of a peer.

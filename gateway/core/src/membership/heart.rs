@@ -242,6 +242,13 @@ impl Heart {
         self.membership.found_dead(now_ms, node, life, sent_ms)
     }
 
+    /// The names of members that stay although Redis has no lease of them, and since when; see
+    /// [`Membership::held_back`].
+    pub(crate) fn held_back(&self, now_ms: u64) -> Option<(Vec<String>, u64)> {
+        let (held, since_ms) = self.membership.held_back(now_ms)?;
+        Some((held.into_iter().map(|record| record.name.clone()).collect(), since_ms))
+    }
+
     /// See [`Membership::told`].
     pub(crate) fn told(&self, now_ms: u64) -> (u64, Vec<NodeRecord>) {
         self.membership.told(now_ms)

@@ -2,8 +2,8 @@
 
 use crate::control::SessionsPage;
 
-/// Sessions written again in a second after an incarnation is new: a million take 50 s, and Redis has room for what
-/// else happens.
+/// Sessions that all nodes together write again in a second after incarnations are new: a million take 50 s, and Redis
+/// has room for what else happens. Those that do so share it.
 const RESYNC_PER_SEC: u64 = 20_000;
 /// Most sessions of one page: what a shard tells of within some hundred microseconds.
 const PAGE_MAX: u64 = 512;
@@ -34,6 +34,8 @@ pub struct Walk {
     earned_ms: u64,
     asked: bool,
     rounds: u64,
+    /// Other nodes that are in a hurry too.
+    others: u64,
 }
 
 impl Walk {
@@ -50,6 +52,7 @@ impl Walk {
             earned_ms: now_ms,
             asked: false,
             rounds: 0,
+            others: 0,
         }
     }
 
@@ -58,6 +61,11 @@ impl Walk {
         (self.shard, self.slot, self.resync) = (0, 0, true);
         // What was asked for may still come, and is not the page asked for next.
         self.asked = false;
+    }
+
+    /// So many other nodes write their sessions again just now.
+    pub fn set_others(&mut self, others: u64) {
+        self.others = others;
     }
 
     /// How often it has got round.
@@ -77,7 +85,7 @@ impl Walk {
         }
         let passed_ms = now_ms.saturating_sub(self.earned_ms);
         let per_ms = if self.resync {
-            RESYNC_PER_SEC * (PER_SESSION / 1_000)
+            RESYNC_PER_SEC * (PER_SESSION / 1_000) / (1 + self.others)
         } else {
             u64::try_from(u128::from(sessions.max(1)) * u128::from(PER_SESSION) / u128::from(self.round_ms))
                 .unwrap_or(u64::MAX)
@@ -154,6 +162,28 @@ mod tests {
         }
         assert_eq!(told, 40_001);
         assert!((2_000..2_200).contains(&now_ms), "{now_ms} ms for 40,001 sessions");
+    }
+
+    #[test]
+    fn nodes_that_write_again_at_once_share_what_one_may_write() {
+        let told = |others: u64| {
+            let mut walk = Walk::new(0, 1, DAY_HALF_MS);
+            walk.set_others(others);
+            walk.resync();
+            let mut told = 0;
+            for now_ms in (0..10_000).step_by(20) {
+                while let Some(page) = walk.page(now_ms, 1_000_000) {
+                    told += page.max;
+                    walk.answered(SessionsPage { sessions: page.max, next_slot: Some(told as u32) });
+                }
+            }
+            told
+        };
+        let alone = told(0);
+        for others in [1, 9, 99] {
+            let all = told(others) * (others as usize + 1);
+            assert!(all.abs_diff(alone) <= alone / 20, "{all} of {} nodes, {alone} of one", others + 1);
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
     }
 }
 

@@ -32,6 +32,7 @@ fn record(name: &str, state: NodeState, weight: u32, connections: u64) -> NodeRe
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a node says about itself.
 
+use super::fnv::Fnv;
 use super::node_state::NodeState;
 use crate::ring::{NAME_BYTES_MAX, Node, RingError};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,18 @@ const MARK_BYTES_MAX: usize = 64;
 
 /// The most findings a record may hold: as many nodes hardly join at a time, and the record stays well below its bound.
 pub const REACH_MAX: usize = 16;
+
+/// The most active members a record may name as not heard; see [`NodeRecord::silent`].
+pub const SILENT_MAX: usize = 256;
+
+/// What a record may grow by between [`NodeRecord::trim`] and its being written: a number gets a digit, a flag is set.
+const TRIM_SLACK: usize = 128;
+
+/// Characters of one mark, of 6 bits each.
+const SIGN_CHARS: usize = 8;
+
+/// Which characters stand for 0 … 63.
+const SIGNS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
 
 /// What a node found when it dialed the mesh address of one that joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +118,10 @@ pub struct NodeRecord {
     /// node that does not tell.
     #[serde(default, skip_serializing_if = "is_none")]
     pub view: u64,
+    /// The active members that it does not hear over the mesh, as [`NodeRecord::set_silent`] writes them. Nodes of
+    /// versions that do not know this read those that are among [`NodeRecord::reach`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub silent: String,
 }
 
 fn is_zero(number: &u32) -> bool {
@@ -145,6 +162,53 @@ impl NodeRecord {
     #[must_use]
     pub const fn protocols(&self) -> Option<RangeInclusive<u32>> {
         if self.protocol_oldest == 0 { None } else { Some(self.protocol_oldest..=self.protocol) }
+    }
+
+    /// Says which active members this node does not hear, [`SILENT_MAX`] at most: the first ones. As many as there is
+    /// room for are said as findings of [`NodeRecord::reach`] too.
+    pub fn set_silent(&mut self, silent: &[Reach]) {
+        let silent = &silent[..silent.len().min(SILENT_MAX)];
+        let reach = self.reach.get_or_insert_default();
+        reach.truncate(REACH_MAX);
+        reach.extend(silent.iter().take(REACH_MAX - reach.len()).cloned());
+        self.silent = silent.iter().map(|reach| sign(mark(&reach.name, reach.incarnation))).collect();
+    }
+
+    /// The marks of the active members that it does not hear, as [`mark`] makes them. What is no mark is skipped.
+    pub(super) fn silent_marks(&self) -> impl Iterator<Item = u64> {
+        self.silent.as_bytes().chunks_exact(SIGN_CHARS).take(SILENT_MAX).filter_map(|chars| {
+            let digit = |mark: u64, char: &u8| {
+                let digit = SIGNS.iter().position(|sign| sign == char)?;
+                Some(mark << 6 | digit as u64)
+            };
+            chars.iter().try_fold(0, digit)
+        })
+    }
+
+    /// Takes off what it says of other nodes until it is short enough to be written: what is said twice, then whom it
+    /// does not hear, then what it found of those that join, each time the last ones first. A lease with less in it is
+    /// better than none.
+    pub fn trim(&mut self) {
+        // How long it is now is asked for again, since names are of any length.
+        while let Ok(json) = serde_json::to_string(self) {
+            let over = json.len().saturating_sub(RECORD_BYTES_MAX - TRIM_SLACK);
+            if over == 0 {
+                return;
+            }
+            let last = self.reach.iter().flatten().next_back();
+            let twice = last.is_some_and(|last| {
+                let last_mark = mark(&last.name, last.incarnation);
+                !last.ok && self.silent_marks().any(|mark| mark == last_mark)
+            });
+            if twice || self.silent.is_empty() {
+                if self.reach.as_mut().is_none_or(|reach| reach.pop().is_none()) {
+                    return;
+                }
+            } else {
+                let marks = over.div_ceil(SIGN_CHARS) * SIGN_CHARS;
+                self.silent.truncate(self.silent.len().saturating_sub(marks));
+            }
+        }
     }
 
     /// Whether there may be a version of the mesh protocol that both speak.
@@ -202,6 +266,22 @@ impl NodeRecord {
         }
         Ok(())
     }
+}
+
+/// What stands for a node in this incarnation in 48 bits. Of a thousand nodes, two have the same mark once in a hundred
+/// million clusters.
+///
+/// All nodes have to compute the same number, so a change here is a change of the protocol between nodes.
+pub(super) fn mark(name: &str, incarnation: u64) -> u64 {
+    let mut hash = Fnv::new();
+    hash.text(name);
+    hash.bytes(&incarnation.to_le_bytes());
+    (hash.0 ^ hash.0 >> 48) & ((1 << 48) - 1)
+}
+
+/// A mark as text.
+fn sign(mark: u64) -> String {
+    (0..SIGN_CHARS).rev().map(|at| char::from(SIGNS[(mark >> (6 * at) & 63) as usize])).collect()
 }
 
 /// Whether `name` can be a node's name in the cluster: a name for the ring, without braces.

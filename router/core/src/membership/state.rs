@@ -2,15 +2,19 @@
 
 use super::lease::promise_ms;
 use super::node_state::NodeState;
-use super::record::{NodeRecord, Reach};
+use super::record::{NodeRecord, Reach, mark};
 use super::seen::Seen;
 use super::view::{self, View};
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// How long a name is remembered after it was last heard of, in milliseconds: as long as the longest lease.
 const FORGET_MS: u64 = 3_600_000;
+
+/// A process that only watches looks for the view that the nodes tell of among those that lack one more or one less of
+/// the members without a lease, as long as these are no more than so many.
+const ONE_BY_ONE_MAX: usize = 16;
 
 /// What becomes of the view while nobody can be asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +43,10 @@ pub enum Outage {
 ///   become a majority that serves without Redis. As long as most members are missing and nothing is known of them,
 ///   they stay.
 /// - **Redis does not answer**: see [`Outage`].
-/// - For a process that only watches, an empty poll after one that was not is no view: it cannot tell an empty cluster
-///   from a Redis that refuses writes.
+/// - **Who only watches** hears no mesh, and goes by what the nodes say of their own view: a member without a lease
+///   stays as long as most of those that have one tell the digest of a view with that member in it, and for two lease
+///   times while they tell none that is known. So a Redis that refuses to renew a lease takes nobody from a router whom
+///   the nodes keep. An empty poll after one that was not is no view, for then nobody tells anything.
 /// - A record with a lower incarnation than one seen before under that name is old data, and is ignored; unless polls
 ///   find it for longer than old data can last.
 /// - **Quarantine**: an active member of which most of the other active ones say that they do not reach it is none of
@@ -83,6 +89,8 @@ struct Known {
     renewed_ms: u64,
     /// When its lease was found missing before it can have run out: Redis has lost it.
     lost_ms: Option<u64>,
+    /// When the other nodes last said that they work with it although Redis has no lease of it. Only for who watches.
+    kept_ms: Option<u64>,
 }
 
 /// What the mesh last said about a node.
@@ -232,10 +240,20 @@ impl Membership {
             // Should a name come twice, the higher incarnation was seen by now, or comes later and takes the place.
             fresh.insert(
                 record.name.as_str().into(),
-                Known { record, absent_ms: None, promised_ms, dead_ms, since_ms, renewed_ms, lost_ms: None },
+                Known {
+                    record,
+                    absent_ms: None,
+                    promised_ms,
+                    dead_ms,
+                    since_ms,
+                    renewed_ms,
+                    lost_ms: None,
+                    kept_ms: None,
+                },
             );
         }
         if fresh.is_empty() && self.own.is_none() && !self.known.is_empty() {
+            self.known.values_mut().for_each(|known| known.kept_ms = Some(now_ms));
             return false;
         }
         self.good_poll_ms = Some(now_ms);
@@ -264,6 +282,9 @@ impl Membership {
         if 2 * present > self.known.len() && self.vouched_ms.is_some_and(over) {
             self.vouched_ms = None;
         }
+        if self.own.is_none() {
+            self.ask_records(now_ms);
+        }
         let holds = self.holds_back();
         let keeps = |known: &Known| known.absent_ms.is_none() || holds || self.stays(now_ms, known);
         let gone: Vec<Box<str>> =
@@ -272,6 +293,65 @@ impl Membership {
             self.known.remove(&name);
         }
         self.rebuild(now_ms)
+    }
+
+    /// Finds out which of the members without a lease the others work with, by the digests of their views that they
+    /// tell.
+    fn ask_records(&mut self, now_ms: u64) {
+        let absent: BTreeSet<&str> = {
+            let absent = self.known.values().filter(|known| known.absent_ms.is_some());
+            absent.map(|known| known.record.name.as_str()).collect()
+        };
+        if absent.is_empty() {
+            return;
+        }
+        let kept = self.digest_of_most().and_then(|digest| {
+            let matches = |kept: &BTreeSet<&str>| self.digest_with(kept) == digest;
+            let before: BTreeSet<&str> =
+                absent.iter().copied().filter(|name| self.known[*name].kept_ms.is_some()).collect();
+            let less = |name| before.iter().copied().filter(|other| *other != name).collect();
+            let more = |name| before.iter().copied().chain(std::iter::once(name)).collect();
+            let mut candidates = vec![absent.clone(), before.clone(), BTreeSet::new()];
+            if absent.len() <= ONE_BY_ONE_MAX {
+                candidates.extend(before.iter().map(|name| less(*name)));
+                candidates.extend(absent.difference(&before).map(|name| more(*name)));
+            }
+            let kept = candidates.into_iter().find(matches)?;
+            Some(kept.into_iter().map(Box::from).collect::<BTreeSet<Box<str>>>())
+        });
+        let patience_ms = 2 * promise_ms(self.lease_ms);
+        for (name, known) in self.known.iter_mut().filter(|(_, known)| known.absent_ms.is_some()) {
+            known.kept_ms = match &kept {
+                Some(kept) => kept.contains(name).then_some(now_ms),
+                // Views are changing, or differ from this one in something else.
+                None => known.kept_ms.filter(|kept_ms| now_ms.saturating_sub(*kept_ms) < patience_ms),
+            };
+        }
+    }
+
+    /// The digest that more than half of those tell that have a lease and tell one.
+    fn digest_of_most(&self) -> Option<u64> {
+        let present = self.known.values().filter(|known| known.absent_ms.is_none());
+        let told: Vec<u64> = present.map(|known| known.record.view).filter(|digest| *digest != 0).collect();
+        let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+        told.iter().for_each(|digest| *counts.entry(*digest).or_default() += 1);
+        counts.into_iter().find(|(_, count)| 2 * count > told.len()).map(|(digest, _)| digest)
+    }
+
+    /// The digest of the view of those that have a lease and of these.
+    fn digest_with(&self, kept: &BTreeSet<&str>) -> u64 {
+        let counts = |known: &&Known| {
+            let is_in = known.absent_ms.is_none() || kept.contains(known.record.name.as_str());
+            is_in && known.record.state != NodeState::Gone
+        };
+        let counted: Vec<&NodeRecord> = self.known.values().filter(counts).map(|known| &known.record).collect();
+        view::digest(&out_of_quarantine(&counted))
+    }
+
+    /// The members of which Redis has no lease although the nodes work with them, as they said last; those of the last
+    /// view if Redis has a lease of nobody. Only for a process that only watches.
+    pub fn kept(&self) -> impl Iterator<Item = &str> {
+        self.known.iter().filter(|(_, known)| known.kept_ms.is_some()).map(|(name, _)| &**name)
     }
 
     /// A poll that failed, with an error or a time-out, or that says nothing that counts.
@@ -399,6 +479,19 @@ impl Membership {
         self.forgot_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < self.lease_ms)
     }
 
+    /// The members that stay although Redis has no lease of them, because they were vouched for during an outage of it
+    /// and are so many that they may serve without it, and since when the first of them has been missing; `None` if
+    /// there are none, or Redis does not answer.
+    #[must_use]
+    pub fn held_back(&self, now_ms: u64) -> Option<(Vec<&NodeRecord>, u64)> {
+        if !self.holds_back() || self.is_redis_out(now_ms) {
+            return None;
+        }
+        let held = || self.known.values().filter(|known| known.absent_ms.is_some() && known.dead_ms.is_none());
+        let since_ms = held().filter_map(|known| known.absent_ms).min()?;
+        Some((held().map(|known| &known.record).collect(), since_ms))
+    }
+
     /// Whether those that are missing are so many, after an outage of Redis, that they may serve without it.
     fn holds_back(&self) -> bool {
         let missing = self.known.values().filter(|known| known.absent_ms.is_some() && known.dead_ms.is_none()).count();
@@ -420,6 +513,9 @@ impl Membership {
 
     /// Whether a member that polls lack stays all the same.
     fn stays(&self, now_ms: u64, known: &Known) -> bool {
+        if known.kept_ms.is_some() {
+            return true;
+        }
         if now_ms < known.promised_ms && known.dead_ms.is_none() {
             return true;
         }
@@ -449,13 +545,7 @@ impl Membership {
     }
 
     fn members(&self, now_ms: u64, with_dead: bool) -> Vec<NodeRecord> {
-        let counted = self.counted(now_ms, with_dead);
-        let cut = quarantined(&counted);
-        let mut members: Vec<NodeRecord> = counted.into_iter().cloned().collect();
-        for at in cut {
-            members[at].state = NodeState::Joining;
-        }
-        members
+        out_of_quarantine(&self.counted(now_ms, with_dead))
     }
 
     fn counted(&self, now_ms: u64, with_dead: bool) -> Vec<&NodeRecord> {
@@ -498,31 +588,45 @@ impl Membership {
     }
 }
 
+/// These with those in quarantine as nodes that have not become active yet.
+fn out_of_quarantine(counted: &[&NodeRecord]) -> Vec<NodeRecord> {
+    let mut members: Vec<NodeRecord> = counted.iter().map(|record| (*record).clone()).collect();
+    for at in quarantined(counted) {
+        members[at].state = NodeState::Joining;
+    }
+    members
+}
+
 /// Those that most of the others do not reach, and that are to be out of the ring; see [`Membership`].
 fn quarantined(members: &[&NodeRecord]) -> Vec<usize> {
     let says = |record: &NodeRecord| record.state == NodeState::Active && record.reach.is_some();
-    // How many say so of whom. Mostly nobody does.
-    let mut misses: BTreeMap<(&str, u64), usize> = BTreeMap::new();
-    for judge in members.iter().filter(|record| says(record)) {
-        let mut missed: Vec<(&str, u64)> = Vec::new();
-        for reach in judge.reach.iter().flatten().filter(|reach| !reach.ok && reach.name != judge.name) {
-            let whom = (reach.name.as_str(), reach.incarnation);
-            if !missed.contains(&whom) {
-                missed.push(whom);
-            }
-        }
-        missed.into_iter().for_each(|whom| *misses.entry(whom).or_default() += 1);
-    }
-    if misses.is_empty() {
+    let misses_some = |record: &NodeRecord| {
+        says(record) && (!record.silent.is_empty() || record.reach.iter().flatten().any(|reach| !reach.ok))
+    };
+    // Mostly nobody does.
+    if !members.iter().any(|record| misses_some(record)) {
         return Vec::new();
+    }
+    let marks = members.iter().enumerate().map(|(at, member)| (mark(&member.name, member.incarnation), at));
+    let places: HashMap<u64, usize> = marks.collect();
+    // How many say so of whom.
+    let mut misses = vec![0_usize; members.len()];
+    for (own, judge) in members.iter().enumerate().filter(|(_, record)| misses_some(record)) {
+        let found = judge.reach.iter().flatten().filter(|reach| !reach.ok);
+        let found = found.map(|reach| mark(&reach.name, reach.incarnation));
+        let missed = found.chain(judge.silent_marks()).filter_map(|mark| places.get(&mark).copied());
+        let mut missed: Vec<usize> = missed.filter(|at| *at != own).collect();
+        missed.sort_unstable();
+        missed.dedup();
+        missed.into_iter().for_each(|at| misses[at] += 1);
     }
     let active = members.iter().filter(|member| member.state == NodeState::Active).count();
     let judges = members.iter().filter(|record| says(record)).count();
-    let is_cut = |record: &NodeRecord| {
+    let is_cut = |at: usize| {
+        let (record, miss) = (members[at], misses[at]);
         let others = judges - usize::from(says(record));
-        let miss = misses.get(&(record.name.as_str(), record.incarnation)).copied().unwrap_or(0);
         record.state == NodeState::Active && miss >= 2 && 2 * miss > others
     };
-    let cut: Vec<usize> = (0..members.len()).filter(|at| is_cut(members[*at])).collect();
+    let cut: Vec<usize> = (0..members.len()).filter(|at| is_cut(*at)).collect();
     if 2 * cut.len() < active { cut } else { Vec::new() }
 }

@@ -1,5 +1,6 @@
 //! The nodes that count, at one moment.
 
+use super::fnv::Fnv;
 use super::node_state::NodeState;
 use super::record::NodeRecord;
 use crate::ring::{Node, Ring, RingError};
@@ -62,7 +63,7 @@ const TURNS_SINCE: u32 = 4;
 pub(super) fn digest(members: &[NodeRecord]) -> u64 {
     // Nodes of earlier versions neither write these nor read them, and have to find the same.
     let turns = members.iter().all(|member| member.protocol >= TURNS_SINCE);
-    let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+    let mut hash = Fnv::new();
     for member in members {
         hash.text(&member.name);
         hash.bytes(&member.incarnation.to_le_bytes());
@@ -83,21 +84,6 @@ pub(super) fn digest(members: &[NodeRecord]) -> u64 {
         }
     }
     hash.0
-}
-
-struct Fnv(u64);
-
-impl Fnv {
-    fn bytes(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
-    fn text(&mut self, text: &str) {
-        self.bytes(&(text.len() as u64).to_le_bytes());
-        self.bytes(text.as_bytes());
-    }
 }
 
 /// The ring of the active members, or `known` if that is it already, and the names that had to be left out.

@@ -35,6 +35,7 @@ fn node(name: &str, incarnation: u64) -> NodeRecord {
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
     }
 }
 
@@ -340,6 +341,59 @@ fn a_member_that_most_do_not_reach_is_no_home_until_they_do() {
     let records = halves.map(|(name, silent)| says(name, 20, &silent.map(|name| (name, 20))));
     membership.polled(4, records.to_vec());
     assert_eq!(ring(&membership), ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn as_many_gray_members_as_a_ring_may_lose_are_out_of_it_whoever_joins() {
+    let name = |at: u64| format!("gateway-{at:03}");
+    let is_gray = |at: u64| at.is_multiple_of(5);
+    let gray = (0..100).filter(|at| is_gray(*at));
+    let silent: Vec<Reach> = gray.map(|at| Reach { name: name(at), incarnation: at + 1, ok: false }).collect();
+    for joiners in [0, 16] {
+        let found: Vec<Reach> =
+            (0..joiners).map(|at| Reach { name: format!("new-{at}"), incarnation: 500 + at, ok: true }).collect();
+        let records = (0..100).map(|at| {
+            let mut record = NodeRecord { reach: Some(Vec::new()), ..node(&name(at), at + 1) };
+            if !is_gray(at) {
+                record.reach = Some(found.clone());
+                record.set_silent(&silent);
+                record.trim();
+            }
+            let record = NodeRecord::parse(record.to_json().unwrap().as_bytes()).unwrap();
+            let said = record.reach.iter().flatten().filter(|reach| reach.ok).count() as u64;
+            assert_eq!(said, if is_gray(at) { 0 } else { joiners });
+            record
+        });
+        let mut membership = Membership::new(None, LEASE_MS);
+        membership.polled(0, records.collect());
+        let view = membership.view();
+        assert_eq!((view.members.len(), view.ring.as_ref().unwrap().nodes().len()), (100, 80), "{joiners} join");
+    }
+}
+
+#[test]
+fn a_record_that_says_too_much_of_others_says_less_and_is_written() {
+    let reach = |ok: bool| {
+        move |at: u64| Reach { name: format!("{at}.{}.example:7700", "n".repeat(200)), incarnation: u64::MAX - at, ok }
+    };
+    let silent: Vec<Reach> = (0..300).map(reach(false)).collect();
+    let mut record = NodeRecord { reach: Some((900..916).map(reach(true)).collect()), ..node("a", u64::MAX) };
+    record.set_silent(&silent);
+    assert!(matches!(record.to_json(), Err(RecordError::TooLarge { .. })));
+    record.trim();
+    assert!(record.to_json().unwrap().len() <= RECORD_BYTES_MAX);
+    assert!(record.reach.iter().flatten().count() > 10 && record.silent.is_empty());
+    // With names of a fair length all is said.
+    let silent: Vec<Reach> = (0..300).map(|at| Reach { name: format!("n{at}"), incarnation: at, ok: false }).collect();
+    let mut record = node("a", u64::MAX);
+    record.set_silent(&silent);
+    record.trim();
+    assert_eq!((record.reach.iter().flatten().count(), record.silent.len()), (16, 8 * 256));
+    // Old data of others, or garbage, is no harm.
+    let garbage = NodeRecord { silent: "ä!?{}[]garbage".repeat(9), reach: Some(Vec::new()), ..node("b", 2) };
+    let mut membership = Membership::new(None, LEASE_MS);
+    membership.polled(0, vec![node("a", 1), garbage]);
+    assert_eq!(membership.view().ring.as_ref().unwrap().nodes().len(), 2);
 }
 
 #[test]

@@ -255,5 +255,6 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
     }
 }

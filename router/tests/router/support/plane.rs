@@ -33,6 +33,7 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::mesh_news::LinkNews;
 use std::collections::{BTreeMap, BTreeSet};
+use trunkline_router_core::membership::Membership;
 
 const LEASE_MS: u64 = 5_000;
 const BEAT_MS: u64 = 1_000;
@@ -35,6 +36,7 @@ fn record(name: &str) -> NodeRecord {
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
     }
 }
 
@@ -54,6 +56,8 @@ struct Trial {
     unlinked: BTreeSet<String>,
     paused: BTreeSet<String>,
     dead: BTreeSet<String>,
+    /// A process that only watches, and polls once a second.
+    watcher: Option<Membership>,
     /// A node comes into the ring or leaves it in order: while the others learn of it, messages wait (see
     /// `core/moves.rs`), and two views are no two homes.
     hands_over: bool,
@@ -141,6 +145,11 @@ impl Trial {
             for name in &names {
                 self.step(name, &names);
             }
+            let now_ms = self.now_ms;
+            if let Some(watcher) = self.watcher.as_mut().filter(|_| now_ms.is_multiple_of(1_000)) {
+                let live = self.leases.values().filter(|(_, until_ms)| *until_ms > now_ms);
+                watcher.polled(now_ms, live.map(|(record, _)| record.clone()).collect());
+            }
             self.check();
         }
     }
@@ -200,9 +209,17 @@ impl Trial {
         !stopped && self.now_ms < self.agents[name].heart().serve_until_ms()
     }
 
+    /// The ring of who only watches.
+    fn watched(&self) -> Vec<String> {
+        names_of(&self.watcher.as_ref().unwrap().view())
+    }
+
+    fn kept(&self) -> Vec<&str> {
+        self.watcher.as_ref().unwrap().kept().collect()
+    }
+
     fn ring(&self, name: &str) -> Vec<String> {
-        let ring = self.agents[name].heart().view().ring.clone();
-        ring.map_or(Vec::new(), |ring| ring.nodes().iter().map(|node| node.name().to_owned()).collect())
+        names_of(&self.agents[name].heart().view())
     }
 
     /// No two agents that may serve are at home for one user, unless that is what was asked for.
@@ -227,6 +244,11 @@ impl Trial {
             assert_eq!(self.ring(name), names, "the ring at {name}");
         }
     }
+}
+
+/// The homes of a view.
+fn names_of(view: &View) -> Vec<String> {
+    view.ring.as_ref().map_or(Vec::new(), |ring| ring.nodes().iter().map(|node| node.name().to_owned()).collect())
 }
 
 fn set(names: &[&str]) -> BTreeSet<String> {
@@ -509,4 +531,107 @@ fn a_node_whose_shard_stands_lets_its_lease_go() {
     trial.agents.get_mut("a").unwrap().set_stands(false);
     trial.run(2 * LEASE_MS);
     trial.check_all_serve(&["a", "b"]);
+}
+
+/// Two of three are lost with their hosts while Redis is out: it is not known whether they serve without it.
+#[test]
+fn who_keeps_members_without_a_lease_says_so_and_lets_them_go_when_their_hosts_refuse() {
+    let mut trial = Trial::of(&["a", "b", "d"]);
+    trial.out = true;
+    trial.run(3 * BEAT_MS);
+    assert_eq!(trial.agents["d"].keeps(trial.now_ms), None, "Redis does not work");
+    trial.paused = set(&["a", "b"]);
+    trial.out = false;
+    trial.run(60_000);
+    assert_eq!(trial.ring("d"), ["a", "b", "d"]);
+    let (kept, since_ms) = trial.agents["d"].keeps(trial.now_ms).expect("it keeps them");
+    assert_eq!(kept, ["a", "b"]);
+    assert!(trial.now_ms - since_ms > 50_000);
+    // Their hosts are back without them.
+    trial.dead = set(&["a", "b"]);
+    trial.run(4 * BEAT_MS);
+    assert_eq!(trial.ring("d"), ["d"]);
+    assert!(trial.serves("d") && trial.agents["d"].keeps(trial.now_ms).is_none());
+}
+
+#[test]
+fn a_host_that_refuses_once_is_not_taken_for_one_whose_process_has_ended() {
+    let mut trial = Trial::of(&["a", "b"]);
+    trial.out = true;
+    trial.run(10_000);
+    trial.unlinked = set(&["b"]);
+    trial.run(BEAT_MS);
+    let now_ms = trial.now_ms;
+    let agent = trial.agents.get_mut("a").unwrap();
+    let life = agent.heart().view().member("b").unwrap().life();
+    let mut dead = |at_ms: u64, refused: bool| {
+        agent.probed(at_ms, "b", life, at_ms, refused);
+        !agent.heart().dead().is_empty()
+    };
+    assert!(!dead(now_ms, true) && !dead(now_ms + BEAT_MS - 1, true), "no beat apart");
+    assert!(!dead(now_ms + BEAT_MS, false) && !dead(now_ms + BEAT_MS + 1, true), "not in a row");
+    assert!(dead(now_ms + 2 * BEAT_MS + 1, true));
+    assert!(!dead(now_ms + 3 * BEAT_MS, false), "another process may be there");
+}
+
+/// As a node that is fenced while it drains: nobody is asked whether it may come back.
+#[test]
+fn a_drain_that_is_called_off_behind_a_fence_waits_like_any_return() {
+    let mut trial = Trial::of(&["a", "b"]);
+    let now_ms = trial.now_ms;
+    trial.hands_over = true;
+    trial.agents.get_mut("b").unwrap().set_state(now_ms, NodeState::Draining);
+    trial.run(4 * BEAT_MS);
+    trial.hands_over = false;
+    assert_eq!(trial.ring("a"), ["a"]);
+    trial.paused = set(&["b"]);
+    trial.run(LEASE_MS + 4 * BEAT_MS);
+    trial.cut_off = set(&["a"]);
+    trial.unlinked = set(&["b"]);
+    trial.run(LEASE_MS + 2 * BEAT_MS);
+    assert!(trial.serves("a"), "nobody else is there");
+    trial.paused.clear();
+    trial.run(BEAT_MS);
+    let now_ms = trial.now_ms;
+    trial.agents.get_mut("b").unwrap().set_state(now_ms, NodeState::Active);
+    // Each step checks that no user has two homes.
+    trial.run(BEAT_MS);
+    assert!(trial.agents["b"].waits_to_return(trial.now_ms).is_some() && trial.ring("b").is_empty());
+    trial.unlinked.clear();
+    trial.run(LEASE_MS + 4 * BEAT_MS);
+    assert!(!trial.serves("a"));
+    assert_eq!(trial.ring("b"), ["b"]);
+}
+
+/// One master of Redis refuses writes, or all do, and leases run out one by one.
+#[test]
+fn who_only_watches_keeps_whom_the_nodes_keep() {
+    let nodes = &["a", "b", "c"];
+    for read_only in [false, true] {
+        let mut trial = Trial::of(nodes);
+        trial.watcher = Some(Membership::new(None, LEASE_MS));
+        trial.run(3 * BEAT_MS);
+        assert_eq!((trial.watched(), trial.kept()), (trial.ring("a"), vec![]));
+        if read_only {
+            trial.read_only = true;
+            for (name, early_ms) in [("a", 3_000), ("b", 1_500)] {
+                trial.leases.get_mut(name).unwrap().1 -= early_ms;
+            }
+        } else {
+            trial.refused = set(&["a"]);
+        }
+        for second in 0..40 {
+            trial.run(1_000);
+            assert_eq!(trial.watched(), nodes, "after {second} s, all masters: {read_only}");
+        }
+        assert_eq!(trial.kept(), if read_only { vec!["a", "b", "c"] } else { vec!["a"] });
+        (trial.read_only, trial.refused) = (false, BTreeSet::new());
+        trial.run(LEASE_MS);
+        assert!(trial.kept().is_empty());
+        // A node that has ended goes as soon as the others work without it.
+        trial.dead = set(&["c"]);
+        trial.run(LEASE_MS + 4 * BEAT_MS);
+        assert_eq!((trial.watched(), trial.kept()), (trial.ring("a"), vec![]));
+        assert_eq!(trial.watched(), ["a", "b"]);
+    }
 }

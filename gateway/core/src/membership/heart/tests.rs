@@ -31,6 +31,7 @@ fn record(name: &str, incarnation: u64) -> NodeRecord {
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
     }
 }
 

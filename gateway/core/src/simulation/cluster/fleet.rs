@@ -396,6 +396,7 @@ impl Fleet {
             https: false,
             turns: 0,
             view: 0,
+            silent: String::new(),
             state: NodeState::Joining,
             weight,
             shards: shards.into(),
@@ -772,6 +773,11 @@ impl Fleet {
     pub(super) fn trouble(&mut self, trouble: Trouble) {
         let now_us = self.now_us();
         self.begin(now_us, trouble);
+    }
+
+    /// Redis remembers for so long who was here.
+    pub(super) fn redis_remembers(&mut self, ms: u64) {
+        self.redis.remembers_ms = ms;
     }
 
     /// From now on Redis loses no answer, so that nodes have nothing to ask each other.

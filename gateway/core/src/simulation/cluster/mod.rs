@@ -48,10 +48,11 @@ use crate::mesh::wire::{ROOMS_SINCE, SETTLED_SET_SINCE, WATCH_SINCE};
 use crowd::{Crowd, Mood};
 use fleet::Fleet;
 use pushes::Pushers;
-use scenario::Scenario;
+use scenario::{Scenario, Trouble};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use trunkline_router_core::membership::REMEMBERED_MS;
 
 /// Turns and events a run may take.
 const STEPS_MAX: u64 = 20_000_000;
@@ -537,6 +538,39 @@ fn of_users_whose_home_is_a_node_of_an_older_version_nobody_says_that_they_are_o
     let count = |what| run.crowd.clients.iter().filter_map(|client| client.watching.counts.get(what)).sum::<u64>();
     assert_eq!(count("told offline"), 0, "all are there");
     assert!(count("told online") > 0 && count("told unknown") > 0);
+}
+
+/// Three nodes do not reach Redis, which works on, and a fourth that does begins after their leases have been over for
+/// longer than a minute.
+fn begins_late(remembers_ms: u64) -> super::Report {
+    let mut scenario = Scenario::quiet(4, 1, MESH_PROTOCOL);
+    scenario.users = (1..=16).collect();
+    scenario.nodes[3].starts_ms = 85_000;
+    let ms = 100_000;
+    scenario.troubles =
+        [(0, Some(1)), (2, None)].map(|(node, other)| (10_000, Trouble::RedisCut { node, other, ms })).into();
+    let mut run = Run::of(scenario, false);
+    run.crowd.mood = Mood::Leaving;
+    run.fleet.redis_remembers(remembers_ms);
+    run.run_for(84_000);
+    assert_eq!(run.fleet.counts.get("fenced"), None, "they serve on");
+    // Each step checks that no user has two homes.
+    run.run_for(16_000);
+    assert_eq!(run.fleet.counts["fenced"], 3, "they have learned that another has begun");
+    run.run_for(40_000);
+    run.fleet.check_one_view();
+    let trace_hash = run.world.borrow().trace_hash();
+    super::Report { trace_hash, counts: BTreeMap::new() }
+}
+
+#[test]
+fn who_begins_long_after_others_have_lost_redis_is_no_second_home() {
+    begins_late(REMEMBERED_MS);
+}
+
+#[test]
+fn who_is_remembered_for_a_minute_only_is_a_second_home() {
+    assert!(super::outcome(|| begins_late(60_000)).is_err());
 }
 
 #[test]

@@ -4,8 +4,7 @@
 use crate::io::sim::Rng;
 use crate::membership::Request;
 use std::collections::{BTreeMap, BTreeSet};
-use trunkline_router_core::membership::NodeRecord;
-use trunkline_router_core::membership::Renewal;
+use trunkline_router_core::membership::{NodeRecord, REMEMBERED_MS, Renewal};
 
 #[derive(Debug)]
 struct Held {
@@ -14,11 +13,19 @@ struct Held {
     expires_us: u64,
 }
 
-#[derive(Debug, Default)]
+/// A node that had a lease and has not given it up.
+#[derive(Debug)]
+struct Past {
+    mesh: String,
+    ended_us: u64,
+}
+
+#[derive(Debug)]
 pub(super) struct Redis {
     leases: BTreeMap<String, Held>,
-    /// Nodes that had a lease and have not given it up, and the mesh address of each.
-    listed: BTreeMap<String, String>,
+    past: BTreeMap<String, Past>,
+    /// How long it remembers who was here.
+    pub(super) remembers_ms: u64,
     incarnations: BTreeMap<String, u64>,
     view: (u64, u64),
     /// Answers nobody.
@@ -35,6 +42,24 @@ pub(super) struct Redis {
     pub(super) sound: bool,
 }
 
+impl Default for Redis {
+    fn default() -> Self {
+        Redis {
+            leases: BTreeMap::new(),
+            past: BTreeMap::new(),
+            remembers_ms: REMEMBERED_MS,
+            incarnations: BTreeMap::new(),
+            view: (0, 0),
+            out: false,
+            cut_off: BTreeSet::new(),
+            read_only: false,
+            read_only_for: BTreeSet::new(),
+            unheard: BTreeSet::new(),
+            sound: false,
+        }
+    }
+}
+
 impl Redis {
     fn held(&self, now_us: u64, name: &str) -> Option<&Held> {
         self.leases.get(name).filter(|held| held.expires_us > now_us)
@@ -42,13 +67,16 @@ impl Redis {
 
     fn hold(&mut self, now_us: u64, record: NodeRecord, ttl_ms: u64) {
         let held = Held { incarnation: record.incarnation, expires_us: now_us + ttl_ms * 1_000, record };
-        self.listed.insert(held.record.name.clone(), held.record.mesh.clone());
+        let past = Past { mesh: held.record.mesh.clone(), ended_us: held.expires_us };
+        self.past.insert(held.record.name.clone(), past);
+        // `register.lua`.
+        self.past.retain(|_, past| past.ended_us + self.remembers_ms * 1_000 >= now_us);
         self.leases.insert(held.record.name.clone(), held);
     }
 
     /// The nodes that are listed.
     pub(super) fn listed(&self) -> Vec<(String, String)> {
-        self.listed.iter().map(|(name, mesh)| (name.clone(), mesh.clone())).collect()
+        self.past.iter().map(|(name, past)| (name.clone(), past.mesh.clone())).collect()
     }
 
     /// `acquire.lua`: a new incarnation, unless somebody holds the name.
@@ -108,7 +136,7 @@ impl Redis {
     pub(super) fn release(&mut self, name: &str, incarnation: u64) {
         if self.leases.get(name).is_some_and(|held| held.incarnation == incarnation) {
             self.leases.remove(name);
-            self.listed.remove(name);
+            self.past.remove(name);
         }
     }
 
@@ -132,6 +160,6 @@ impl Redis {
 
     /// It comes back without its data.
     pub(super) fn forget(&mut self) {
-        (self.leases, self.listed, self.incarnations, self.view) = Default::default();
+        (self.leases, self.past, self.incarnations, self.view) = Default::default();
     }
 }

@@ -88,6 +88,7 @@ fn record(number: usize, links_max: u16) -> NodeRecord {
         https: false,
         turns: 0,
         view: 0,
+        silent: String::new(),
         state: NodeState::Active,
         weight: 10,
         shards: SHARDS.into(),
