@@ -569,7 +569,7 @@ impl<I: Io> Core<I> {
                 Control::Instance { service, name, change, answer } => {
                     let _ = answer.send(self.shard.change_instance(service, &name, change));
                 }
-                Control::Reload { limits } => self.shard.links.limits.reload(&limits),
+                Control::Reload { limits } => self.shard.reload(&limits),
                 #[cfg(debug_assertions)]
                 Control::Panic => panic!("a test asked for it"),
             }

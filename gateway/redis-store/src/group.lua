@@ -158,7 +158,7 @@ local function append(view, proposed, retry, user, message)
         if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
           -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
           set('last', meta.last)
-          return { 'stored', entry[1], 1, redis.call('HLEN', M) }
+          return { 'stored', entry[1], 1, redis.call('HLEN', M), '0-0' }
         end
       end
       if #entries < STEP then break end
@@ -191,9 +191,10 @@ local function append(view, proposed, retry, user, message)
   if above(proposed, latest) then proposed = latest end
   local id = after(meta.last)
   if above(proposed, id) then id = proposed end
+  local before = last()
   redis.call('XADD', S, id, 'm', message)
   set('last', id)
-  return { 'stored', id, 0, redis.call('HLEN', M) }
+  return { 'stored', id, 0, redis.call('HLEN', M), before }
 end
 
 -- A message that is not stored. No replica is asked for what is noted of it: whoever has got it and knows better than a
