@@ -572,7 +572,7 @@ impl<I: Io> Core<I> {
                 Control::Instance { service, name, change, is_known, answer } => {
                     let _ = answer.send(self.shard.change_instance(service, &name, change, is_known));
                 }
-                Control::Reload { limits } => self.shard.links.limits.reload(&limits),
+                Control::Reload { limits } => self.shard.reload(&limits),
                 #[cfg(debug_assertions)]
                 Control::Panic => panic!("a test asked for it"),
             }

@@ -151,6 +151,8 @@ pub(crate) struct Groups {
     pub(crate) look_again: Option<u32>,
     /// And all of them once more behind that.
     pub(crate) look_once_more: bool,
+    /// Copies for this node were not taken while it was fenced: its sessions ask again when it is not.
+    pub(crate) copies_refused: bool,
     /// When sessions of all nodes are to ask again, because it is not known what has become of a membership.
     pub(crate) unknown_due: Option<u32>,
     /// When they were last told to.

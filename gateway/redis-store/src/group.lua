@@ -212,7 +212,7 @@ end
 -- Written, so that replicas are asked for it: whoever stored it may have had no answer.
 local function known(id)
   set('last', meta.last)
-  return { 'stored', id, 1, redis.call('HLEN', M) }
+  return { 'stored', id, 1, redis.call('HLEN', M), '0-0' }
 end
 
 -- `retry`: as for `find`; empty if the message was never stored. Without a user it is one of another store.
@@ -247,9 +247,10 @@ local function append(view, proposed, retry, user, message)
   if above(proposed, latest) then proposed = latest end
   local id = after(meta.last)
   if above(proposed, id) then id = proposed end
+  local before = last()
   redis.call('XADD', S, id, 'm', message)
   set('last', id)
-  return { 'stored', id, 0, redis.call('HLEN', M) }
+  return { 'stored', id, 0, redis.call('HLEN', M), before }
 end
 
 -- Of an import: the part of an export that is put in, and up to where all of it came.

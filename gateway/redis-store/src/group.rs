@@ -203,7 +203,8 @@ fn reply(answer: Value, group: u64, now_ms: u64) -> Option<Option<Reply>> {
         "oom" => return Some(Some(Reply::Refused(Refusal::StoreFull))),
         "denied" => GroupReply::Denied(denial(&next()?.as_string()?)?),
         "stored" => {
-            GroupReply::Stored { stamp: position(next()?)?, duplicate: word(next()?)? == 1, members: small(next()?)? }
+            let (stamp, duplicate, members) = (position(next()?)?, word(next()?)? == 1, small(next()?)?);
+            GroupReply::Stored { stamp, duplicate, members, before: position(next()?)? }
         }
         "admitted" => GroupReply::Admitted { members: small(next()?)? },
         "joined" => GroupReply::Joined { news: word(next()?)? == 1, last: position(next()?)? },

@@ -249,6 +249,8 @@ pub enum GroupReply {
         duplicate: bool,
         /// How many members the group has.
         members: u32,
+        /// The position of the message before it in the log; 0 of the first one, and of one that had been stored.
+        before: u64,
     },
     /// The member may send.
     Admitted {

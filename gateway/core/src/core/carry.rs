@@ -171,6 +171,7 @@ impl Shard {
             FarRecord::GroupSend { group, .. }
             | FarRecord::GroupCopy { group, .. }
             | FarRecord::GroupWatch { group, .. }
+            | FarRecord::GroupHead { group, .. }
             | FarRecord::GroupMember { group, .. } => group_home(group, shards),
             FarRecord::GroupAsk { shard, .. }
             | FarRecord::ServiceHere { shard, .. }

@@ -12,6 +12,7 @@ use crate::groups::{Groups, Manner, is_room, wire_number};
 use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::io::ConnId;
+use crate::limits::Limits;
 use crate::mailbox::Record;
 use trunkline_proto::{HEADER_SHORT, Head, Header, Heads, Kind, encode, encode_message, encoded_len, flags};
 
@@ -103,7 +104,7 @@ impl Shard {
         let bytes_max = self.links.limits.groups.queue_bytes_max;
         let Groups { parts, .. } = &mut self.groups;
         let Some(part) = parts.get_mut(group) else { return };
-        let gap = part.number != 0 && number != part.number.wrapping_add(1);
+        let gap = part.is_gap_before(number);
         (part.last, part.number) = (part.last.max(stamp), number);
         parts.set_passive(group, manner.passive);
         if gap {
@@ -135,13 +136,17 @@ impl Shard {
     /// The home says how far a group is. Sessions here may have missed something if it is further than what came.
     pub(super) fn group_head(&mut self, group: u64, last: u64, number: u64) {
         let parts = &mut self.groups.parts;
-        let Some(part) = parts.get_mut(group) else { return };
-        let news = last > part.last;
-        part.last = part.last.max(last);
-        part.number = part.number.max(number);
-        if news {
+        if parts.get_mut(group).is_some_and(|part| part.hear(last, number)) {
             parts.miss(group);
         }
+    }
+
+    /// The store says how far a group is. What the numbers are nobody has said.
+    pub(super) fn group_is_at(&mut self, group: u64, last: u64) {
+        let parts = &mut self.groups.parts;
+        let Some(part) = parts.get_mut(group).filter(|part| last > part.last) else { return };
+        part.last = last;
+        parts.miss(group);
     }
 
     fn pace(&self) -> Pace {
@@ -150,6 +155,13 @@ impl Shard {
             true => Pace::AT_ONCE,
             false => Pace { now_ms: self.now.mono_ms, room_gather_ms: self.links.limits.groups.room_gather_ms },
         }
+    }
+
+    /// Takes what a running shard takes of newer limits.
+    pub(crate) fn reload(&mut self, newer: &Limits) {
+        self.links.limits.reload(newer);
+        let Pace { now_ms, room_gather_ms } = self.pace();
+        self.groups.parts.gather_until(now_ms.saturating_add(room_gather_ms));
     }
 
     /// Whether frames are on their way through sessions, and go on now.

@@ -19,7 +19,7 @@ use crate::directory::{Home, is_remote};
 use crate::groups::asked::{Asker, Effect, GroupAsked, Sending};
 use crate::groups::home::Rate;
 use crate::groups::interest::Joining;
-use crate::groups::mail::GroupMail;
+use crate::groups::mail::{GroupMail, NUMBER_UNKNOWN};
 use crate::groups::part::Moved;
 use crate::groups::{Manner, group_home, is_room};
 use crate::ids::NodeKey;
@@ -29,6 +29,7 @@ use crate::limits::{STORE_ANSWER_MS, SYNC_PAGE, SYNC_PAGE_MAX};
 use crate::mailbox::{Record, Room};
 use crate::mesh::wire::member_change;
 use futures_channel::oneshot;
+use std::collections::BTreeMap;
 use trunkline_proto::{
     Code, Frame, HEADER_LONG, Head, Header, Kind, Outcome, SERVICE_USERS, Sync, SyncOk, encode, encode_message, flags,
 };
@@ -314,10 +315,14 @@ impl Shard {
                 self.group_join_arrived(group, Origin::own(from_shard, origin), user, id, leave);
             }
             GroupMail::Watch { group, watch: true } => {
-                let home = self.groups.homes.watch(group, from_shard);
-                let head = GroupMail::Head { group, last: home.last, number: home.number };
-                self.tell_group(from_shard, &head);
+                self.groups.homes.watch(group, from_shard);
                 self.room_watched(group);
+                let home = self.groups.homes.at(group);
+                let head = GroupMail::Head { group, last: home.last, number: home.number };
+                // What another node counts is told when that has said where it is.
+                if is_room(group) || self.numbers_group(group) || self.groups.interests.is_confirmed(group) {
+                    self.tell_group(from_shard, &head);
+                }
             }
             GroupMail::Watch { group, watch: false } => {
                 self.groups.homes.unwatch(group, from_shard);
@@ -614,7 +619,10 @@ impl Shard {
         if joined {
             self.links.stats.group_joins.add(1);
             let home = self.groups.homes.watch(group, shard);
-            home.last = home.last.max(last);
+            // In a cluster the answer to a claim says it, and all are told if they do not know.
+            if self.alone {
+                home.last = home.last.max(last);
+            }
             number = home.number;
         } else {
             self.links.stats.group_leaves.add(1);
@@ -635,8 +643,11 @@ impl Shard {
         let tells = acked && !told;
         let of_message = if tells { flags::ACK } else { 0 };
         match group_reply(reply) {
-            Ok(GroupReply::Stored { stamp, duplicate, members }) => {
+            Ok(GroupReply::Stored { stamp, duplicate, members, before }) => {
                 self.stamps.follow(stamp);
+                if !self.alone && !duplicate {
+                    self.follow_log(group, before, stamp);
+                }
                 self.note_stored_in_group(group, from, id, stamp);
                 match duplicate {
                     true => self.links.stats.group_duplicates.add(1),
@@ -720,6 +731,7 @@ impl Shard {
         let conns = conns.into_iter().filter(|conn| {
             self.links.slots.get(*conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user)
         });
+        let number = (number != NUMBER_UNKNOWN).then_some(number);
         for conn in conns.collect::<Vec<_>>() {
             if joined {
                 let was_in = self.groups.parts.is_in(conn, group);
@@ -753,14 +765,25 @@ impl Shard {
         self.groups.parts.leave(conn, group)
     }
 
-    fn enter_part(&mut self, conn: ConnId, group: u64, last: u64, number: u64) {
+    /// Takes a session into a group, which has everything up to `last` or is told of it. `number` is where the home is,
+    /// if it has said so with that.
+    fn enter_part(&mut self, conn: ConnId, group: u64, last: u64, number: Option<u64>) {
         let most = self.links.limits.groups.memberships_max;
         if self.groups.parts.memberships() as u64 >= most {
             return self.links.stats.limit_group_memberships.add(1);
         }
-        if self.groups.parts.join(conn, group, last, number) {
+        let has_more = !is_room(group) && self.groups.parts.get(group).is_some_and(|part| part.last > last);
+        let is_late = has_more && !self.groups.parts.is_in(conn, group);
+        if self.groups.parts.join(conn, group, last, number.unwrap_or(0)) {
+            if let Some(part) = self.groups.parts.get_mut(group) {
+                part.unheard = number.is_none();
+            }
             let home = group_home(group, self.shards);
             self.tell_group(home, &GroupMail::Watch { group, watch: true });
+        }
+        if is_late {
+            // That has come here before, and was given to the others.
+            self.groups.behind.note(conn, group);
         }
     }
 
@@ -835,25 +858,32 @@ impl Shard {
             // What is known counts already. The rest is news then, whatever the session has said that it has.
             self.ask_for_groups_later(conn, user, None);
         }
+        // They are newer than the answer, or say the same. Of each group the last one counts: to be taken out and in
+        // again would cost a session what is on its way to it.
+        let events: BTreeMap<u64, bool> = events.into_iter().collect();
         let mut heads = Vec::new();
         for membership in &memberships {
             let group = membership.group;
+            if events.get(&group) == Some(&false) {
+                continue;
+            }
+            // Some may have come here since the store has answered: the session is not given it either.
+            let last = self.groups.parts.get(group).map_or(0, |part| part.last).max(membership.last);
             if last_stamp.is_none() {
                 if self.groups.parts.is_in(conn, group) {
                     // Whoever was told less has missed something.
-                    self.group_head(group, membership.last, 0);
+                    self.group_is_at(group, membership.last);
                     continue;
                 }
-                if membership.last > 0 {
-                    let (stamp, read) = (membership.last, membership.read);
-                    heads.push(Head { group, stamp, read, seq: 0, unread: 0 });
+                if last > 0 {
+                    heads.push(Head { group, stamp: last, read: membership.read, seq: 0, unread: 0 });
                 }
             }
             #[cfg(test)]
             if group % 2 == 1 && crate::simulation::planted(crate::simulation::Bug::GroupNotEntered) {
                 continue;
             }
-            self.enter_part(conn, group, membership.last, 0);
+            self.enter_part(conn, group, last, None);
             let (stamp, seq) =
                 self.groups.parts.get(group).map_or((membership.last, 0), |part| (part.last, part.number));
             if stamp > 0 && last_stamp.is_some_and(|last| stamp > last.saturating_sub(HEADS_SLACK)) {
@@ -861,8 +891,8 @@ impl Shard {
             }
         }
         let is_in = |group: u64| {
-            memberships.binary_search_by_key(&group, |membership| membership.group).is_ok()
-                || events.iter().any(|(joined, is_member)| *joined == group && *is_member)
+            let is_listed = || memberships.binary_search_by_key(&group, |membership| membership.group).is_ok();
+            events.get(&group).copied().unwrap_or_else(is_listed)
         };
         // Nobody is out of a group because it could not be asked.
         let others = self.groups.parts.groups_of(conn.slot).filter(|_| complete);
@@ -872,10 +902,9 @@ impl Shard {
                 self.unwatch(group);
             }
         }
-        // They are newer than the answer, or say the same.
         for (group, joined) in events {
             if joined {
-                self.enter_part(conn, group, 0, 0);
+                self.enter_part(conn, group, 0, None);
             } else if self.leaves_part(conn, group) {
                 self.unwatch(group);
             }

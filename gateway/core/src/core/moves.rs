@@ -45,6 +45,7 @@ impl Shard {
         let in_doubt = self.directory.is_changing();
         let next = Arc::new(Routing::new(own, &view, key_of));
         self.links.stats.view_epoch.set(view.epoch);
+        let is_renumbered = self.desk.as_ref().is_some_and(|desk| desk.shared && desk.port.view() != view.epoch);
         if let Some(desk) = &mut self.desk {
             let known = desk.port.view();
             desk.port.set_view(view.epoch);
@@ -67,6 +68,9 @@ impl Shard {
             mesh.set_view(life, &next, mono_ms);
         }
         if before.as_ref().is_some_and(|before| before.own() == own && before.digest() == next.digest()) {
+            if is_renumbered {
+                self.claim_logs_again();
+            }
             return;
         }
         let reborn = before.as_ref().is_some_and(|before| before.own() != own);

@@ -238,9 +238,7 @@ impl Shard {
         let takes = self.serving && is_next && self.groups.interests.takes_from(group, node);
         if !takes {
             self.links.stats.group_relay_stale.add(1);
-            if !is_room(group) && !self.serving {
-                self.look_again_at_groups();
-            }
+            self.groups.copies_refused |= !is_room(group) && !self.serving;
             // Whoever sends what nobody wants has not been told so, or that was lost.
             let is_wanted = self.groups.interests.is_home(group, node);
             if let Some(shard) = self.relay_of(node, group).filter(|_| !is_wanted) {
@@ -249,9 +247,7 @@ impl Shard {
             return;
         }
         self.links.stats.group_relay_copies_in.add(1);
-        let home = self.groups.homes.at(group);
-        home.number = message.number;
-        home.last = home.last.max(message.stamp);
+        self.groups.homes.at(group).copied(message.number, message.stamp);
         self.copy_to_shards(message);
     }
 
@@ -390,6 +386,8 @@ impl Shard {
             }
         }
         let reign = self.new_reign();
+        // What a durable group has that this home does not know of the store has told, or tells, and all hear of it.
+        let seen = Seen { last: if is_room(group) { seen.last } else { 0 }, ..seen };
         let Seen { reign, number, last } = self.groups.homes.at(group).register(node, seen, reign);
         if self.send_far(node, shard, &FarRecord::GroupHead { group, token, reign, number, last }).is_err() {
             self.links.stats.mesh_answers_lost.add(1);
@@ -592,6 +590,8 @@ impl Shard {
                 }
             }
             FarRecord::GroupRefused { origin, .. } => self.send_refusal(back.node, origin.seat.shard, record),
+            // Nobody waits for it.
+            FarRecord::GroupHead { group, token: 0, .. } => self.copy_lost(back.node, group),
             // Whoever waits for a confirmation asks again.
             _ => {}
         }

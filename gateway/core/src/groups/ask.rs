@@ -142,7 +142,7 @@ pub(crate) fn decode_reply(bytes: &[u8]) -> Option<Reply> {
         LEFT => GroupReply::Left { news: flag, last: number },
         DELETED => GroupReply::Deleted { news: flag, members: u32::try_from(number).ok()? },
         // Who asks from afar gives the message to nobody.
-        STORED => GroupReply::Stored { stamp: number, duplicate: flag, members: 0 },
+        STORED => GroupReply::Stored { stamp: number, duplicate: flag, members: 0, before: 0 },
         DENIED => GroupReply::Denied(*DENIALS.get(usize::from(head[1]))?),
         REFUSED => return Some(Reply::Refused(*Refusal::ALL.get(usize::from(head[1]))?)),
         _ => return None,
@@ -173,7 +173,7 @@ mod tests {
             GroupReply::Joined { news: true, last: 9 },
             GroupReply::Left { news: false, last: u64::MAX },
             GroupReply::Deleted { news: true, members: 8 },
-            GroupReply::Stored { stamp: 7, duplicate: true, members: 0 },
+            GroupReply::Stored { stamp: 7, duplicate: true, members: 0, before: 0 },
         ];
         let denials = DENIALS.map(GroupReply::Denied);
         let replies = replies.into_iter().chain(denials).map(|reply| Reply::Group(Box::new(reply)));

@@ -74,6 +74,10 @@ pub(crate) struct Home {
     pub(crate) asked: u32,
     /// Messages that went to the log since this home claimed it.
     pub(crate) added: u32,
+    /// Up to there this home knows the log, since it has claimed it.
+    known: u64,
+    /// Another home has said how far the group is, since this one has claimed its log.
+    learned: bool,
     /// Messages in this second.
     sent: u32,
     /// It is large.
@@ -123,10 +127,11 @@ impl Home {
         }
     }
 
-    /// The store says where the log ends. Returns whether that is behind what this home knew: it leaves a number out
-    /// then.
+    /// The store says where the log ends. Returns whether other nodes may not know: that is behind what this home knew,
+    /// and it leaves a number out then, or it has learned it from another home.
     pub(crate) fn claimed(&mut self, last: u64) -> bool {
         self.claim = Claim::Done;
+        self.known = self.known.max(last);
         let is_news = last > self.last;
         if is_news {
             self.last = last;
@@ -134,13 +139,31 @@ impl Home {
                 self.leave_one_out();
             }
         }
-        is_news
+        is_news | std::mem::take(&mut self.learned)
+    }
+
+    /// Another node is the home and has passed a message on.
+    pub(crate) fn copied(&mut self, number: u64, stamp: u64) {
+        (self.number, self.last, self.learned) = (number, self.last.max(stamp), true);
     }
 
     /// Something is in the log, or may be, that was not passed on: a number is left out.
     pub(crate) fn passed_over(&mut self, stamp: u64) {
         self.last = self.last.max(stamp);
         self.leave_one_out();
+    }
+
+    /// A message went to the log, behind the one at `before`. A number is left out if nobody here knows of that.
+    pub(crate) fn logged(&mut self, before: u64, stamp: u64) {
+        if before > self.known {
+            self.leave_one_out();
+        }
+        self.known = self.known.max(stamp);
+    }
+
+    /// Others may have written to the log since it was claimed: it is claimed again. Nodes that wait go on waiting.
+    pub(crate) fn doubt(&mut self) {
+        (self.claim, self.added) = (Claim::Untold, 0);
     }
 
     /// A node waits for the claim; a later word of it counts for the one before.
@@ -167,7 +190,7 @@ impl Home {
 
     /// Another node is the home and says how far it is.
     pub(crate) fn follow(&mut self, seen: Seen) {
-        self.reign = seen.reign;
+        (self.reign, self.learned) = (seen.reign, true);
         self.number = self.number.max(seen.number);
         self.last = self.last.max(seen.last);
     }

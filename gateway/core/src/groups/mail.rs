@@ -3,6 +3,9 @@
 use crate::groups::Manner;
 use crate::io::ConnId;
 
+/// In a word about a membership: what number the home is at is not known where that comes from.
+pub(crate) const NUMBER_UNKNOWN: u64 = u64::MAX;
+
 /// One word about a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GroupMail<'a> {

@@ -79,6 +79,10 @@ pub(crate) struct Part {
     /// The stamp and number of the last message that came, or that the home told of.
     pub(crate) last: u64,
     pub(crate) number: u64,
+    /// The home has not said yet how far the group is.
+    pub(crate) unheard: bool,
+    /// It has left a number out since the last message, and not said what for.
+    left_out: bool,
     /// Their slots.
     live: Vec<u32>,
     queue: VecDeque<Item>,
@@ -116,6 +120,8 @@ impl Part {
             group,
             last,
             number,
+            unheard: false,
+            left_out: false,
             live: Vec::new(),
             queue: VecDeque::new(),
             waiting: HashSet::new(),
@@ -133,6 +139,25 @@ impl Part {
             of,
             ended: false,
         }
+    }
+
+    /// The message of that number comes next. Returns whether something may be missing before it: a session that has
+    /// had none before has nothing to compare its number with.
+    pub(crate) fn is_gap_before(&mut self, number: u64) -> bool {
+        let is_doubtful = std::mem::take(&mut self.unheard) | std::mem::take(&mut self.left_out);
+        // Who is in a live room has missed nothing of what was said before.
+        let begins = is_room(self.group) && self.number == 0;
+        is_doubtful || !(begins || number == self.number.wrapping_add(1))
+    }
+
+    /// The home has said how far the group is. Returns whether that is further than what came.
+    pub(crate) fn hear(&mut self, last: u64, number: u64) -> bool {
+        let is_news = last > self.last;
+        let has_heard = !std::mem::take(&mut self.unheard);
+        // Something is in the log, or may be, at a position that nobody knows: all are told with the next message.
+        self.left_out |= has_heard && !is_news && number > self.number && !is_room(self.group);
+        (self.last, self.number) = (self.last.max(last), self.number.max(number));
+        is_news
     }
 
     /// Sessions that pay no attention.
@@ -257,6 +282,17 @@ impl Parts {
     /// Takes what was counted of live rooms.
     pub(crate) fn take_tally(&mut self) -> Tally {
         std::mem::take(&mut self.tally)
+    }
+
+    /// No part gathers for longer than until then. It looks at all parts, and is for a change of how long they do.
+    pub(crate) fn gather_until(&mut self, due_ms: u64) {
+        for (at, part) in (0..).zip(&mut self.parts) {
+            let Some(part) = part.as_mut().filter(|part| part.next_walk_ms > due_ms) else { continue };
+            if self.gathering.remove(&(part.next_walk_ms, at)) {
+                self.gathering.insert((due_ms, at));
+            }
+            part.next_walk_ms = due_ms;
+        }
     }
 
     /// What a part has gathered goes now.

@@ -155,6 +155,13 @@ impl Homes {
             + self.list_bytes
     }
 
+    /// Whether there is room for one more user: what one took who is not watched any more is free at once.
+    fn has_room(&self, bytes_max: usize) -> bool {
+        let owed = self.owed.len() * 2 * size_of::<(u16, u64)>();
+        let others = self.more.allocation_size() + owed + self.list_bytes;
+        self.users.used_bytes() + self.queue.len() * size_of::<(u32, u64)>() + others + USER_BYTES_MOST <= bytes_max
+    }
+
     /// A place asks for a user, of whom its watchers were told `known` before. Returns what it is to be told, and
     /// whether all others are, too, because it is only known now; `None` if there is no room.
     pub(crate) fn ask(
@@ -170,7 +177,7 @@ impl Homes {
         let at = match self.users.find(user) {
             Some(at) => at,
             None => {
-                if self.bytes() + USER_BYTES_MOST > bytes_max {
+                if !self.has_room(bytes_max) {
                     return None;
                 }
                 // Another home may just have told of a change, if any has told anything.

@@ -45,11 +45,12 @@ impl List {
 struct Blocks<const N: usize> {
     blocks: Vec<[u32; N]>,
     free: u32,
+    free_len: usize,
 }
 
 impl<const N: usize> Default for Blocks<N> {
     fn default() -> Self {
-        Blocks { blocks: Vec::new(), free: NONE }
+        Blocks { blocks: Vec::new(), free: NONE, free_len: 0 }
     }
 }
 
@@ -61,6 +62,7 @@ impl<const N: usize> Blocks<N> {
         if self.free != NONE {
             let at = self.free;
             self.free = self.blocks[at as usize][0];
+            self.free_len -= 1;
             self.blocks[at as usize] = block;
             return at;
         }
@@ -74,10 +76,15 @@ impl<const N: usize> Blocks<N> {
     fn give_back(&mut self, at: u32) {
         self.blocks[at as usize][0] = self.free;
         self.free = at;
+        self.free_len += 1;
     }
 
     fn bytes(&self) -> usize {
         self.blocks.capacity() * size_of::<[u32; N]>()
+    }
+
+    fn used_bytes(&self) -> usize {
+        (self.blocks.len() - self.free_len) * size_of::<[u32; N]>()
     }
 }
 
@@ -103,6 +110,12 @@ impl Lists {
     pub(crate) fn bytes(&self) -> usize {
         let long = self.long.capacity() * size_of::<Vec<u32>>() + self.free_long.capacity() * 4 + self.long_bytes;
         self.twos.bytes() + self.fours.bytes() + self.eights.bytes() + long
+    }
+
+    /// What of that memory is in use. The rest is free for other lists.
+    pub(crate) fn used_bytes(&self) -> usize {
+        let long = (self.long.len() - self.free_long.len()) * size_of::<Vec<u32>>() + self.long_bytes;
+        self.twos.used_bytes() + self.fours.used_bytes() + self.eights.used_bytes() + long
     }
 
     /// How many numbers a list has.

@@ -27,6 +27,8 @@ struct Index {
 /// A bucket that is free.
 const FREE: u32 = u32::MAX;
 const BUCKETS_LEAST: usize = 16;
+/// What a user takes in the index when that has grown.
+const INDEX_BYTES: usize = 6;
 
 impl Index {
     /// The bits of a hash that are beside a place.
@@ -125,6 +127,11 @@ impl<T: Entry> Table<T> {
     pub(crate) fn bytes(&self) -> usize {
         let index = self.index.buckets.capacity() * 4;
         self.entries.capacity() * size_of::<T>() + self.free.capacity() * 4 + index
+    }
+
+    /// What of that memory the users take who are there. The rest is free for others.
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.len() * (size_of::<T>() + INDEX_BYTES)
     }
 
     /// The place of a user.

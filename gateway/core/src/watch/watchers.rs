@@ -201,8 +201,14 @@ pub(crate) struct Watchers {
 }
 
 const EDGE_BYTES: usize = size_of::<Edge>();
+/// What a session takes in their table, of which seven eighths are in use at most.
+const SESSION_BYTES: usize = (size_of::<(u32, Session)>() + 1) * 8 / 7;
 /// What one more watch may take: its edge, its user, and the place in the index of users.
 const WATCH_BYTES_MOST: usize = EDGE_BYTES + Lists::NUMBER_BYTES_MOST + size_of::<Target>() + 16;
+/// Tables of which much is not in use may hold so much more than there may be in use: a quarter.
+const HELD_PART: usize = 4;
+/// Words that there is room for all the time.
+const WORDS_KEPT: usize = 1_024;
 
 impl Watchers {
     /// Watches.
@@ -235,6 +241,30 @@ impl Watchers {
             + self.marking_order.capacity() * 4
     }
 
+    /// What of that memory is in use: that of a watch that has ended is free for others at once.
+    fn used_bytes(&self) -> usize {
+        let queued = self.again.len() + self.full.len() + self.fresh.len() + self.stale.len();
+        let sessions = self.sessions.len() * SESSION_BYTES;
+        self.targets.used_bytes()
+            + self.lists.used_bytes()
+            + self.classes.bytes()
+            + sessions
+            + self.edges * EDGE_BYTES
+            + queued * size_of::<(u32, u64)>()
+            + self.words.len() * size_of::<Word>()
+            + self.listed.len() * 4
+    }
+
+    /// Whether there is room for so many more watches of a session.
+    fn has_room(&self, new: usize, bytes_max: usize) -> bool {
+        let needed = new * WATCH_BYTES_MOST + size_of::<Session>();
+        // What was of another kind of watches is of no use to these.
+        let held = self.targets.bytes() + self.lists.bytes() + self.list_bytes;
+        new == 0
+            || (self.used_bytes() + needed <= bytes_max
+                && held + needed <= bytes_max.saturating_add(bytes_max / HELD_PART))
+    }
+
     /// A session asks for these users: to be told of each change from now on, or once. `may_watch` says who does not
     /// look offline to it. All are taken, or none.
     pub(crate) fn watch(
@@ -255,7 +285,7 @@ impl Watchers {
         if known.map_or(0, |session| session.edges.len()) + new > per_session_max as usize {
             return Err(Denied::Session);
         }
-        if self.bytes() + new * WATCH_BYTES_MOST + size_of::<Session>() > bytes_max {
+        if !self.has_room(new, bytes_max) {
             return Err(Denied::Table);
         }
         let mut session = self.sessions.remove(&slot).unwrap_or_default();
@@ -422,6 +452,10 @@ impl Watchers {
                 Word::Forget { user, place } if self.home_of(user) != Some(place) => return Some(word),
                 Word::Forget { .. } => {}
             }
+        }
+        if self.words.capacity() > WORDS_KEPT {
+            // What a rush took is given back.
+            self.words = VecDeque::new();
         }
         None
     }

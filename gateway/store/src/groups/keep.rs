@@ -552,12 +552,13 @@ impl<S: Store> Groups<S> {
             Staged::Log { at, ttl_s } => match replies[at].take() {
                 Some(Reply::Stored { stamp, duplicate, .. }) => {
                     Stats::add(&self.stats.appends, u64::from(!duplicate));
-                    let mut members = 0;
+                    let (mut members, mut before) = (0, 0);
                     if let Some(known) = self.book.group_mut(group) {
+                        before = if duplicate { 0 } else { known.last };
                         known.last = known.last.max(stamp);
                         members = known.members.len() as u32;
                     }
-                    GroupReply::Stored { stamp, duplicate, members }
+                    GroupReply::Stored { stamp, duplicate, members, before }
                 }
                 Some(Reply::Page(page)) => self.page(page, ttl_s),
                 other => return other.unwrap_or(refused),

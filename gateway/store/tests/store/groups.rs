@@ -70,10 +70,10 @@ fn members_send_read_and_mark_and_nobody_else_does() {
     assert!(matches!(join(&mut store, 7, 1), GroupReply::Joined { news: false, .. }));
     assert!(matches!(join(&mut store, 7, 2), GroupReply::Joined { news: true, .. }));
     assert_eq!(join(&mut store, 7, 3), denied(GroupDenial::Full));
-    let GroupReply::Stored { stamp, duplicate: false, members: 2 } = group(&mut store, 7, append(1, 1, false)) else {
-        panic!()
-    };
-    assert_eq!(group(&mut store, 7, append(1, 1, true)), GroupReply::Stored { stamp, duplicate: true, members: 2 });
+    let stored = group(&mut store, 7, append(1, 1, false));
+    let GroupReply::Stored { stamp, duplicate: false, members: 2, before: 0 } = stored else { panic!() };
+    let again = GroupReply::Stored { stamp, duplicate: true, members: 2, before: 0 };
+    assert_eq!(group(&mut store, 7, append(1, 1, true)), again);
     assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: 2, stamp: 0 }), GroupReply::Admitted { members: 2 });
     assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service, stamp: 0 }), GroupReply::Admitted { members: 2 });
     assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service - 8, stamp: 0 }), denied(GroupDenial::NotAMember));
@@ -92,7 +92,8 @@ fn members_send_read_and_mark_and_nobody_else_does() {
     assert_eq!(group(&mut store, 7, append(1, 2, false)), denied(GroupDenial::Muted));
     let change = MemberChange { role: Some(Role::Admin), ..MemberChange::default() };
     group(&mut store, 7, GroupAsk::Change { user: 1, change });
-    assert!(matches!(group(&mut store, 7, append(1, 2, false)), GroupReply::Stored { .. }));
+    let next = group(&mut store, 7, append(1, 2, false));
+    assert!(matches!(next, GroupReply::Stored { before, .. } if before == stamp), "{next:?} behind {stamp}");
     group(&mut store, 7, GroupAsk::Leave { user: 2 });
     assert_eq!(
         group(&mut store, 7, GroupAsk::Join { user: 2, member: Member::default(), added: false, create: true }),

@@ -284,6 +284,43 @@ fn frames_that_are_dropped_are_told_to_those_who_have_not_had_them() {
     assert!((0..10).all(|slot| got.frames[&(got.conn(slot), 7)].last() == Some(&3)), "what comes later is given");
 }
 
+#[test]
+fn a_shorter_time_to_gather_holds_for_what_waits_already() {
+    const ROOM: u64 = 1 << 63;
+    let (mut parts, mut got) = (Parts::default(), Got::default());
+    parts.join(got.conn(0), ROOM, 0, 0);
+    for frame in [1, 2] {
+        assert!(parts.push(ROOM, 1, None, &[frame], 1 << 20));
+        parts.walk(100, Pace { now_ms: 5, room_gather_ms: 1_000 }, &mut got);
+    }
+    assert_eq!(parts.gathered_ms(), Some(1_005));
+    parts.gather_until(26);
+    parts.gather_until(1_000);
+    assert_eq!(parts.gathered_ms(), Some(26), "nor is it longer again");
+    parts.walk(100, Pace { now_ms: 26, room_gather_ms: 20 }, &mut got);
+    assert_eq!(got.frames[&(got.conn(0), ROOM)], [1, 2]);
+}
+
+#[test]
+fn a_message_may_not_be_the_next_one_where_nobody_has_said_so() {
+    let mut part = Part::new(7, 10, 0, None);
+    part.unheard = true;
+    assert!(part.is_gap_before(1), "the home has said nothing");
+    part.unheard = true;
+    assert!(!part.hear(10, 0) && !part.is_gap_before(1), "there was none before");
+    part.number = 1;
+    assert!(!part.is_gap_before(2) && part.is_gap_before(3) && part.is_gap_before(1));
+    assert!(part.hear(20, 2) && !part.is_gap_before(3), "what is missing is told with the word of the home");
+    assert!(!part.hear(20, 3), "where it is nobody knows");
+    assert!(!part.hear(20, 3) && part.is_gap_before(4), "all are told with the next message");
+    part.number = 4;
+    assert!(!part.is_gap_before(5), "once");
+    // Of a group of which the first message did not come here.
+    let mut part = Part::new(7, 0, 0, None);
+    assert!(part.is_gap_before(2) && !part.is_gap_before(1));
+    assert!(!Part::new(1 << 63, 0, 0, None).is_gap_before(2), "who enters a live room has missed nothing");
+}
+
 /// A step of the rounds, in which who is told of what is noted: the sessions with the stamps, by group.
 fn step(parts: &mut Parts, got: &Got, told: &mut BTreeMap<(ConnId, u64), u64>) -> Vec<u32> {
     let step = parts.next_step();

@@ -46,6 +46,8 @@ struct Standing {
     /// Where it stood when the first message came, whose number has nothing to compare it with: HEADS tells if it was
     /// not the first.
     doubt: Option<u64>,
+    /// The first message was not the first, and the page under way begins behind what lies before it.
+    again: Option<u64>,
     /// It knows that it is in the group.
     knows: bool,
     /// It has been told that there is something up to there.
@@ -60,6 +62,25 @@ struct Standing {
     asks_attention: Option<u64>,
     /// It was told that it has left.
     is_out: bool,
+}
+
+impl Standing {
+    /// The first message may not have been the first: what lies before it is asked for.
+    fn go_back(&mut self) {
+        match self.doubt.take() {
+            Some(from) if self.syncing => self.again = Some(from),
+            Some(from) => self.position = self.position.min(from),
+            None => {}
+        }
+    }
+
+    /// The page under way is over.
+    fn page_over(&mut self) {
+        self.syncing = false;
+        if let Some(from) = self.again.take() {
+            (self.head, self.position) = (self.head.max(self.position), self.position.min(from));
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -233,6 +254,8 @@ impl Members {
                     let standing = other.groups.entry(group).or_default();
                     standing.is_out &= !join;
                     standing.knows = false;
+                    // Who is taken out is not told any more of what it has missed before.
+                    standing.go_back();
                 }
             } else if standing.knows && dice < 60 {
                 self.say(&mut bytes, group, false);
@@ -284,9 +307,7 @@ impl Members {
                     let standing = self.sessions[at].groups.entry(head.group).or_default();
                     standing.knows = true;
                     standing.head = standing.head.max(head.stamp);
-                    if let Some(from) = standing.doubt.take() {
-                        standing.position = standing.position.min(from);
-                    }
+                    standing.go_back();
                     if head.seq == 0 {
                         standing.number = 0;
                     }
@@ -295,11 +316,11 @@ impl Members {
             Kind::SyncOk => {
                 let sync_ok = SyncOk::decode(frame.body).expect("a body");
                 let Some(standing) = self.sessions[at].groups.get_mut(&sync_ok.group) else { return };
-                standing.syncing = false;
                 standing.position = standing.position.max(sync_ok.next_stamp);
                 if sync_ok.complete && sync_ok.last >= standing.head {
                     standing.head = standing.head.min(standing.position);
                 }
+                standing.page_over();
             }
             Kind::Sent => {
                 let said = self.said.get_mut(&frame.id).expect("SENT for a message that somebody sent");
@@ -329,7 +350,7 @@ impl Members {
                     // A page that was asked for.
                     let waits = self.sessions[at].groups.values_mut().filter(|standing| standing.syncing);
                     waits.for_each(|standing| {
-                        standing.syncing = false;
+                        standing.page_over();
                         standing.knows &= code != Code::NotAMember;
                     });
                 } else {
@@ -518,6 +539,11 @@ fn failing_over(seed: u64) -> super::super::Report {
     run_with(scenario, fail_overs)
 }
 
+/// Whether some of the first 200 seeds catches a bug. What it does is made up for in most of them.
+fn is_caught(bug: Bug, run: impl Fn(u64) -> super::super::Report) -> bool {
+    (0..4).any(|part| super::super::seed_that_catches(bug, |seed| run(50 * part + seed)).is_some())
+}
+
 #[test]
 fn groups_hold_while_the_store_fails_over() {
     super::super::try_so_many_seeds(
@@ -536,8 +562,7 @@ fn groups_hold_while_the_store_fails_over() {
 #[test]
 fn a_message_of_which_nobody_knows_that_it_is_in_the_log_is_caught() {
     // Nothing else happens that would have members look at the log.
-    let caught = super::super::seed_that_catches(Bug::LogTakenForKnown, |seed| failing_over(2 * seed));
-    assert!(caught.is_some());
+    assert!(is_caught(Bug::LogTakenForKnown, |seed| failing_over(2 * seed)));
 }
 
 #[test]
@@ -545,7 +570,7 @@ fn groups_hold_while_nodes_come_and_go() {
     super::super::try_so_many_seeds(
         "TRUNKLINE_CLUSTER_GROUPS_SEED",
         "groups_hold_while_nodes",
-        8,
+        150,
         |seed, _| {
             let report = run(scenario(seed));
             assert!(report.counts["looked for"] > 100, "{:?}", report.counts);
@@ -566,8 +591,7 @@ fn a_cluster_to_which_nothing_happens_gives_each_message_to_all_members() {
 
 #[test]
 fn a_store_that_takes_messages_from_a_home_of_before_is_caught() {
-    let caught = super::super::seed_that_catches(Bug::StaleHomeStores, |seed| run(scenario(seed)));
-    assert!(caught.is_some());
+    assert!(is_caught(Bug::StaleHomeStores, |seed| run(scenario(seed))));
 }
 
 #[test]

@@ -156,8 +156,12 @@ fn the_table_has_a_bound_and_a_user_who_is_watched_costs_some_fifty_bytes() {
     assert!(homes.bytes() <= most * 3 / 2, "{}", homes.bytes());
     let each = homes.bytes() as f64 / taken as f64;
     assert!((40.0..=52.0).contains(&each), "{each} bytes a user, of {taken}");
-    homes.forget(1, A);
-    assert!(homes.ask(1_000_000, A, Status::Unknown, OFFLINE, at(0), usize::MAX).is_some());
+    for gone in 1..=1_000 {
+        homes.forget(gone, A);
+        let user = 1_000_000 + gone;
+        assert!(homes.ask(user, A, Status::Unknown, OFFLINE, at(0), most).is_some(), "who has gone has left room");
+        assert!(homes.ask(user + 1_000, A, Status::Unknown, OFFLINE, at(0), most).is_none(), "and for nobody else");
+    }
 }
 
 /// Whatever a user does: changes are five seconds apart, and what was told last is true once it is quiet.

@@ -209,8 +209,46 @@ fn a_session_and_a_table_have_bounds_and_a_watch_is_taken_whole_or_not_at_all() 
     assert_eq!(watch(&mut watchers, &[11], (10, usize::MAX)), Ok(()));
     watchers.unwatch(1, &[]);
     assert_eq!(watchers.len(), 0);
-    let bytes = watchers.bytes();
+    let bytes = watchers.used_bytes();
     assert_eq!(watch(&mut watchers, &users, (10, bytes + 100)), Err(Denied::Table));
+}
+
+/// Sessions come until there is no room, and for each that goes there is room again, over and over.
+#[test]
+fn a_table_that_was_full_has_room_as_soon_as_a_watch_ends() {
+    for each in [1_u64, 40] {
+        let (mut watchers, most) = (Watchers::default(), 200_000);
+        let watch = |watchers: &mut Watchers, slot: u32| {
+            let first = u64::from(slot) * each / 2 + 1;
+            let users: Vec<u64> = (first..first + each).collect();
+            let watched = watchers.watch(slot, &users, true, 0, (1_000, most), |_| true);
+            ask(watchers);
+            watchers.expire(FRESH_TICKS);
+            frames(watchers, FRESH_TICKS);
+            watched
+        };
+        let mut slots: VecDeque<u32> = (0..100_000).take_while(|slot| watch(&mut watchers, *slot).is_ok()).collect();
+        let (full, held) = (slots.len() as u32, watchers.bytes());
+        assert!(full > 50 && held > most / 2, "{full} sessions, {held} bytes");
+        let mut next = full;
+        for _ in 0..4 * full {
+            // Some go, in no order, so that the room that they leave is everywhere.
+            for _ in 0..3 {
+                slots.rotate_left(next as usize * 7 % slots.len());
+                watchers.session_ended(slots.pop_front().unwrap());
+            }
+            ask(&mut watchers);
+            let before = slots.len();
+            while watch(&mut watchers, next).is_ok() {
+                slots.push_back(next);
+                next += 1;
+            }
+            assert!(slots.len() > before, "{each} each: there is room for one at least");
+        }
+        assert!(slots.len() as u32 > full / 2, "{} of {full}", slots.len());
+        let tables = watchers.targets.bytes() + watchers.lists.bytes() + watchers.list_bytes;
+        assert!(tables <= most * 3 / 2, "{tables} bytes");
+    }
 }
 
 /// 200,000 watches: the sessions of two shards, and the users of whom half have their home at each, as on a node of
