@@ -294,8 +294,8 @@ impl Shard {
 
     /// A message with ACK that began at this node, and that another one owed an answer for, has come back: its
     /// recipient belongs here by now. From here on this node owes the answer, whatever becomes of the other one.
-    /// Returns whether it goes on at this shard: not if that is another one's, nor if its sender has been told meanwhile
-    /// that it failed.
+    /// Returns whether it goes on at this shard: not if that is another one's, nor if its sender has been told
+    /// meanwhile that it failed.
     #[cold]
     fn comes_back(&mut self, node: NodeKey, away: Away, origin: Origin, record: &FarRecord<'_>) -> bool {
         // The shard that waits for the answer has sent it here.
