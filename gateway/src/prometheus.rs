@@ -2,7 +2,7 @@
 
 use crate::auth::Refusal;
 use crate::broadcast::BROADCASTS_MAX;
-use crate::desk::PAGES_MAX;
+use crate::desk::{GAPS_MAX, PAGES_MAX};
 use crate::events::{AGE_MS_MAX, GOING_MAX, HELD_MAX, KEPT_MS, PORTAL_BYTES as EVENT_PORTAL_BYTES, log_bytes_max};
 use crate::limits::{
     ATTENTION_WAITING_MAX, DUPLICATES_MAX, KICKS_MAX, LOG_LOOKS_MAX, Limits, ROOM_GATHER_BYTES_MAX,
@@ -255,7 +255,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 112] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 113] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -306,6 +306,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 112] {
         ("store_mail_bytes", limits.store_mail_bytes_max),
         ("store_bytes", limits.store_bytes_max),
         ("store_users", limits.store_users_max),
+        ("store_gaps", GAPS_MAX as u64),
         ("store_recent_bytes", limits.store_recent_bytes_max),
         ("store_answer_time", if limits.store_after_ms > 0 { STORE_ANSWER_MS / 1_000 } else { 0 }),
         ("replay_window", limits.replay_window.into()),

@@ -43,7 +43,7 @@ use trunkline_store::{Answer, Reply, Request};
 /// Pages of backlogs that a shard has asked for at a time; further devices wait. Each is at most half an outbox.
 pub const PAGES_MAX: usize = 64;
 /// Users of a shard of whom it is remembered that something was given up.
-const GAPS_MAX: usize = 4_096;
+pub const GAPS_MAX: usize = 4_096;
 /// For how many ticks of 100 ms, once the store was told: what it was asked before that is answered by then.
 const GAP_TICKS: u32 = 60;
 /// What a device that is online takes: a user's place in a table that may be half empty, its reader, and what it

@@ -251,7 +251,9 @@ fn reply(answer: Value, group: u64, now_ms: u64) -> Option<Option<Reply>> {
 
 /// Leaves out what is too old for the group. `gap`: up to there something is lost, which is told with the last page.
 fn without_old(mut page: Page, ttl_s: u64, now_ms: u64, gap: u64) -> GroupReply {
-    let next = page.records.last().map_or(0, |record| record.stamp).max(if page.complete { gap } else { 0 });
+    // Behind a page that is whole nothing is left of what was before the floor, either.
+    let end = if page.complete { gap.max(page.floor) } else { 0 };
+    let next = page.records.last().map_or(0, |record| record.stamp).max(end);
     if ttl_s > 0 {
         let oldest_ms = now_ms.saturating_sub(ttl_s * 1_000);
         let before = page.records.len();

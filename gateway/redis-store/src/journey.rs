@@ -256,11 +256,9 @@ mod tests {
     use trunkline_router::redis::PlaneError;
 
     fn answer(of: Vec<Value>) -> Outcome {
-        let answer = Value::Array(of);
-        Ok((
-            Value::Array(vec![0, 0, 0].into_iter().map(Value::Integer).chain([Value::Array(vec![answer])]).collect()),
-            true,
-        ))
+        let counts = [0, 0, 0].into_iter().map(Value::Integer);
+        let answers = [Value::Array(vec![Value::Array(of)]), "0-0".into()];
+        Ok((Value::Array(counts.chain(answers).collect()), true))
     }
 
     #[test]

@@ -17,8 +17,7 @@ use crate::mailbox::Record;
 use trunkline_proto::{HEADER_SHORT, Head, Header, Heads, Kind, encode, encode_message, encoded_len, flags};
 
 /// Sessions that frames of groups are given to in a turn, so that others do not feel it: a millisecond and a half of
-/// sends. Dozens of shards may share a core, each of which has a turn before it is the first one's again. The turns that
-/// this takes more cost less than is saved by outboxes that are used again while they are in the caches.
+/// sends. Dozens of shards may share a core, each of which has a turn before it is the first one's again.
 const SESSIONS_PER_TURN: usize = 256;
 /// Sessions that are told in a tick what they have missed.
 const HEADS_PER_TICK: usize = 4_096;

@@ -226,6 +226,29 @@ impl Shard {
         }
     }
 
+    /// An ACK of a message that waits here, because its former home has taken this node for its home before this node
+    /// did: there is nothing left to wait for. With a store the message waits for the devices that have not got it.
+    pub(super) fn settles_parked(&mut self, user: u64, stamp: u64) -> bool {
+        let is_it = |held: &Held| held.transfer.is_some_and(|transfer| transfer.stamp == stamp);
+        if self.alone || self.desk.is_some() || !self.directory.parked.any(user, is_it) {
+            return false;
+        }
+        for held in self.directory.parked.take(user) {
+            if is_it(&held) {
+                self.links.stats.out_acked.add(1);
+                self.tell_fate(held.origin, held.id, user, Outcome::Delivered, stamp);
+                continue;
+            }
+            let bytes = held.payload.len();
+            if let Err(held) = self.directory.parked.park(user, held, bytes) {
+                let Held { origin, from, id, acked, extra, ref payload, .. } = held;
+                self.links.stats.limit_parked.add(1);
+                self.refuse(&Routed { origin, from, to: user, id, acked, extra, payload });
+            }
+        }
+        true
+    }
+
     /// Lets every message go that waits no longer: its recipient's sessions are known, its way is open, or its time is
     /// over.
     pub(crate) fn release_parked(&mut self) {
@@ -642,6 +665,9 @@ impl Shard {
     /// A guest's ACK, at its home; or where that has moved from.
     fn far_ack(&mut self, node: NodeKey, ack: Ack, hops: u8) {
         let Ack { user, id, peer, stamp, session, cumulative } = ack;
+        if self.settles_parked(user, stamp) {
+            return;
+        }
         match self.home(user) {
             Home::There { node: home, shard } if home != node && hops < HOPS_MAX => {
                 let record = FarRecord::Ack { user, id, peer, stamp, session, hops: hops + 1, cumulative };

@@ -21,7 +21,7 @@ use crate::groups::home::Rate;
 use crate::groups::interest::Joining;
 use crate::groups::mail::{GroupMail, NUMBER_UNKNOWN};
 use crate::groups::part::Moved;
-use crate::groups::{Manner, group_home, is_room};
+use crate::groups::{Groups, Manner, group_home, is_room};
 use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::io::ConnId;
@@ -146,7 +146,8 @@ impl Shard {
         let origin = self.links.slots.id(slot);
         let from = self.links.slots.at(slot).user;
         let is_member = self.groups.parts.is_in(origin, group);
-        if !is_room(group) && !is_member && !self.groups.demands.may_send_as_stranger(slot) {
+        let is_stranger = !is_room(group) && !is_member && !self.may_be_member(slot, from, group);
+        if is_stranger && !self.groups.demands.may_send_as_stranger(slot) {
             self.links.stats.group_messages_in.add(1);
             self.links.stats.limit_group_member_sends.add(1);
             self.links.stats.group_rate_limited.add(1);
@@ -177,7 +178,12 @@ impl Shard {
             return Flow::Wait;
         }
         let mail = GroupMail::Send { group, origin, from, id, flags: frame.flags, payload: body };
-        match self.send_group_home(group, &mail) {
+        let sent = self.send_group_home(group, &mail);
+        if is_stranger && sent != Room::Wait {
+            // One that waits comes here again.
+            self.groups.demands.sent_as_stranger(slot);
+        }
+        match sent {
             Room::Wait => return Flow::Wait,
             Room::Yes => self.links.stats.group_messages_in.add(1),
             Room::No => {
@@ -186,6 +192,13 @@ impl Shard {
             }
         }
         Flow::On
+    }
+
+    /// Whether the shard cannot know yet that a session is not in a durable group: its join is under way, or the store
+    /// has not named the user's groups, as behind each LOGIN.
+    fn may_be_member(&self, slot: u32, user: u64, group: u64) -> bool {
+        let Groups { asking, later, demands, .. } = &self.groups;
+        asking.contains_key(&user) || later.waits(slot) || demands.is_asked(slot, group)
     }
 
     fn group_join(&mut self, slot: u32, frame: &Frame<'_>, leave: bool) -> Flow {

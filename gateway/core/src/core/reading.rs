@@ -580,14 +580,15 @@ impl Shard {
     pub(super) fn sync(&mut self, slot: u32, frame: &Frame<'_>) {
         let conn = self.links.slots.id(slot);
         let user = self.links.slots.at(slot).user;
-        let Some(desk) = &mut self.desk else { return self.links.error(slot, Code::Unsupported, 0, 0) };
         let Ok(sync) = Sync::decode(frame.body) else {
             return self.links.error(slot, Code::BadRequest, 0, 0);
         };
+        // Whose answer it is.
+        let Some(desk) = &mut self.desk else { return self.links.error(slot, Code::Unsupported, 0, sync.group) };
         let own = desk.is_syncing(conn);
         if own || !desk.has_sync_room() {
             self.links.stats.limit_syncs.add(1);
-            return self.links.error(slot, if own { Code::RateLimited } else { Code::Overloaded }, 0, 0);
+            return self.links.error(slot, if own { Code::RateLimited } else { Code::Overloaded }, 0, sync.group);
         }
         if sync.group != 0 {
             return self.sync_group(slot, frame.aux, &sync);

@@ -278,6 +278,9 @@ impl Shard {
         let user = self.links.slots.at(slot).user;
         let sessions = self.presence.sessions(user).iter();
         let session = sessions.clone().find(|entry| entry.slot == slot).map_or(0, |entry| entry.session);
+        if self.settles_parked(user, frame.stamp) {
+            return;
+        }
         match self.home(user) {
             Home::There { node, shard } => {
                 let Frame { id, peer, stamp, .. } = *frame;

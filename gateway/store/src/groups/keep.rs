@@ -586,7 +586,9 @@ impl<S: Store> Groups<S> {
 
     /// Leaves out what is too old for the group.
     fn page(&self, mut page: Page, ttl_s: u32) -> GroupReply {
-        let next = page.records.last().map_or(0, |record| record.stamp);
+        // Behind a page that is whole nothing is left of what was before the floor, either.
+        let end = if page.complete { page.floor } else { 0 };
+        let next = page.records.last().map_or(0, |record| record.stamp).max(end);
         if ttl_s > 0 {
             let oldest_ms = self.now_ms().saturating_sub(u64::from(ttl_s) * 1_000);
             let before = page.records.len();
