@@ -580,15 +580,15 @@ impl Shard {
     pub(super) fn sync(&mut self, slot: u32, frame: &Frame<'_>) {
         let conn = self.links.slots.id(slot);
         let user = self.links.slots.at(slot).user;
-        let Ok(sync) = Sync::decode(frame.body) else {
-            return self.links.error(slot, Code::BadRequest, 0, 0);
-        };
-        // Whose answer it is.
-        let Some(desk) = &mut self.desk else { return self.links.error(slot, Code::Unsupported, 0, sync.group) };
+        let sync = Sync::decode(frame.body);
+        // Whose answer an ERROR is.
+        let group = sync.as_ref().map_or(0, |sync| sync.group);
+        let Some(desk) = &mut self.desk else { return self.links.error(slot, Code::Unsupported, 0, group) };
+        let Ok(sync) = sync else { return self.links.error(slot, Code::BadRequest, 0, 0) };
         let own = desk.is_syncing(conn);
         if own || !desk.has_sync_room() {
             self.links.stats.limit_syncs.add(1);
-            return self.links.error(slot, if own { Code::RateLimited } else { Code::Overloaded }, 0, sync.group);
+            return self.links.error(slot, if own { Code::RateLimited } else { Code::Overloaded }, 0, group);
         }
         if sync.group != 0 {
             return self.sync_group(slot, frame.aux, &sync);
