@@ -49,6 +49,13 @@ def command(report):
     return "bench " + " ".join(words)
 
 
+def one_core_only(fanout):
+    """Said of results from when the load of `bench fanout` had one core; those name no idle cores."""
+    if "idle_cores" in json.dumps(fanout["gateway"]):
+        return ""
+    return " All of the load was on one of the cores when this was measured, which was the bench's fault."
+
+
 def code(report):
     return f"`{command(report)}`"
 
@@ -747,6 +754,7 @@ def losses():
         lines.append(
             f"**A message to a million** reaches the last one after {middle(million, 'last_ms') / 1e3:.1f} s; the aim is 5 s. Sockets of both ends are cold in the processor's caches by then, so a "
             f"delivery costs {middle(million, 'cpu_us') / middle(few, 'cpu_us'):.1f} × what it does in a room of 15,000."
+            + one_core_only(million)
         )
     held = result("pairs-100-w32-saturation")
     over = times("pairs-100-w32-saturation", "floor", "gateway")
